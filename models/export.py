@@ -1,0 +1,73 @@
+"""From a torch module to an ONNX file whose bytes depend on the model alone."""
+
+import tempfile
+from pathlib import Path
+
+import onnx_ir
+import torch
+from torch import nn
+
+from models.exporters import Exporter
+from models.quiet import quiet
+
+# Where a node came from in module terms. Everything else that the exporters note (stack traces
+# with this machine's paths, graph signatures) is dropped.
+KEPT_METADATA = frozenset({"pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"})
+
+
+def export(
+    module: nn.Module, path: Path, height: int, width: int, exporter: Exporter, opset: int
+) -> None:
+    """Write `module` (1×3×H×W `image` -> 1×H×W `depth`) to `path`, weights to `path` + `.data`.
+
+    Weights always lie beside the graph, so that models beyond protobuf's 2 GB need no second way.
+    """
+    image = torch.zeros(1, 3, height, width)
+    with quiet(), torch.no_grad():
+        if exporter == "dynamo":
+            _save(_export_dynamo(module, image, opset), path)
+        else:
+            # The exporter scatters models beyond 2 GB over hundreds of files: gathered again below.
+            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+                _export_torchscript(module, image, Path(scratch) / path.name, opset)
+                _save(onnx_ir.load(Path(scratch) / path.name), path)
+
+
+def _export_dynamo(module: nn.Module, image: torch.Tensor, opset: int) -> onnx_ir.Model:
+    program = torch.onnx.export(
+        module,
+        (image,),
+        dynamo=True,
+        opset_version=opset,
+        input_names=["image"],
+        output_names=["depth"],
+        verbose=False,
+    )
+    assert program is not None, "the dynamo exporter returns a program when it is given no path"
+    return program.model
+
+
+def _export_torchscript(module: nn.Module, image: torch.Tensor, path: Path, opset: int) -> None:
+    torch.onnx.export(
+        module,
+        (image,),
+        str(path),
+        dynamo=False,
+        opset_version=opset,
+        input_names=["image"],
+        output_names=["depth"],
+    )
+
+
+def _save(model: onnx_ir.Model, path: Path) -> None:
+    graph = model.graph
+    graph.metadata_props.clear()
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in graph:
+        node.doc_string = None
+        for key in node.metadata_props.keys() - KEPT_METADATA:
+            del node.metadata_props[key]
+        for value in node.outputs:
+            value.metadata_props.clear()
+    onnx_ir.save(model, path, external_data=f"{path.name}.data")
