@@ -1,0 +1,26 @@
+"""Float64 implementations of ONNX operators, grouped as the ONNX documentation groups them."""
+
+from compiler.verify.kernels import (
+    attention,
+    constants,
+    convolution,
+    elementwise,
+    linear,
+    normalization,
+    pooling,
+    resize,
+)
+from compiler.verify.kernels.call import Kernel
+
+# The others take floats: on integers alone they are refused, unless the reference has them.
+ANY_TYPE: dict[str, Kernel] = constants.KERNELS
+KERNELS: dict[str, Kernel] = {
+    **attention.KERNELS,
+    **constants.KERNELS,
+    **convolution.KERNELS,
+    **elementwise.KERNELS,
+    **linear.KERNELS,
+    **normalization.KERNELS,
+    **pooling.KERNELS,
+    **resize.KERNELS,
+}
