@@ -1,0 +1,74 @@
+"""`compiler.build`: what `python -m compiler build` does, as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+DEFAULT_MODEL = "dav2-small"
+DEFAULT_PIPELINE = "insert_resize:height=480:width=640,fold_norm,split_heads,flip_average"
+
+
+def build(
+    model: str = DEFAULT_MODEL, passes: str = DEFAULT_PIPELINE, *, output: Path | None = None,
+    size: str | None = None, weights: str = "auto", image: Path | None = None,
+    exporter: Literal["dynamo", "torchscript"] = "dynamo", opset: int | None = None,
+    canonicalize: bool = True, verify: Literal["each", "final", "full", "none"] = "each",
+    allow_noop: bool = False, progress: Callable[[str, int, int], None] | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Builds a model through a pipeline into a folder and returns what its `build.json` holds.
+
+    Args:
+        model: a name (`dav2-small`), an official `.pth` checkpoint, or an `.onnx` file.
+        passes: the pipeline, as `--passes` takes it.
+        output: the folder; `build/NAME` if None. It appears whole or not at all.
+        size: input size of a named model, `350` or height×width `392x518`; 518 if None.
+        weights: `auto`, `twin:SEED`, a `.pth` file, a Hugging Face id or folder.
+        image: the photo for `depth.png`; a sample if None.
+        exporter: which PyTorch exporter writes a named model.
+        opset: of the export; the exporter's default if None.
+        canonicalize: whether `canonicalize` runs first.
+        verify: `each` stage, the `final` one, `full` (whole float64 too), or `none`.
+        allow_noop: a pass that rewrites nothing is an error unless this is set.
+        progress: told (what, done, total) during long steps.
+        notice: told one-line messages about licences and weights.
+
+    Raises:
+        UserError: bad input; nothing is left behind.
+        models.ModelError: the same, about the model, its weights or the image.
+        VerificationError: a stage that does not compute what it must.
+    """
+    import models
+    from compiler.building import appearing_whole, build_record, build_stages, write_json
+    from compiler.pictures import write_depth_picture
+    from compiler.pipeline import parse_pipeline
+
+    show = progress or (lambda _what, _done, _total: None)
+    pipeline = [*parse_pipeline("canonicalize" if canonicalize else ""), *parse_pipeline(passes)]
+    source = models.resolve(model, size=size, weights=weights, exporter=exporter, opset=opset)
+    photo = image or models.sample_image()
+    models.load_image(photo, 14, 14)  # a bad image is refused now, not after the build
+    for text in source.notices:
+        (notice or (lambda _text: None))(text)
+    folder = (output or Path("build") / source.name).resolve()
+    with appearing_whole(folder) as beside:
+        exported = beside / "exported"
+        exported.mkdir()
+        show("exporting" if not model.endswith(".onnx") else "reading", 0, 1)
+        stages = build_stages(
+            source.write(exported), pipeline, beside, allow_noop=allow_noop, verify=verify,
+            progress=show, failures=folder.with_name(f"{folder.name}.failure"),
+            spent=exported,
+        )  # fmt: skip
+        description = {
+            "name": source.name,
+            "weights": source.weights,
+            "notices": list(source.notices),
+        }
+        record = build_record(stages, pipeline, description, verify)
+        show("depth picture", 0, 1)
+        write_depth_picture(beside / "depth.png", photo, stages[0].path, stages[-1].path)
+        write_json(beside / "build.json", record)
+    return record

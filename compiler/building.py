@@ -1,0 +1,262 @@
+"""A build: a model through a pipeline into a folder of verified stages, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from compiler.components import changed_components
+from compiler.errors import UserError, VerificationError
+from compiler.graph import Graph
+from compiler.pipeline import pipeline_text
+from compiler.records import finite, json_text
+from compiler.region import TensorType
+from compiler.rewrite import Applied, DeclaredPass, GraphPass, LocalPass, Pass, Rewrite, apply_pass
+from compiler.weights import WeightsFile
+
+Verify = Literal["each", "final", "full", "none"]
+# Where a long step stands: (what, done, total).
+Progress = Callable[[str, int, int], None]
+
+WEIGHTS_NAME = "weights.bin"
+MODEL_NAME = "model.onnx"
+
+
+@dataclass
+class StageReport:
+    """A line of the build's table: one pass, what it did, and how that was checked."""
+
+    name: str
+    stage: str
+    contract: str
+    rewrites: int = 0
+    refusals: list[dict[str, str]] = field(default_factory=list)
+    slices_left: int = 0
+    nodes_before: int = 0
+    nodes_after: int = 0
+    seconds: float = 0.0
+    verify_seconds: float = 0.0
+    peak_memory_nbytes: int = 0
+    new_weights_nbytes: int = 0
+    float64: dict[str, Any] | None = None
+    float32: dict[str, Any] | None = None
+    whole_float64: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Stage:
+    """A model between two passes: its graph, its file, and the rewrites that led to it."""
+
+    graph: Graph
+    path: Path
+    report: StageReport
+    rewrites: list[Rewrite] = field(default_factory=list)
+
+
+def nothing(_what: str, _done: int, _total: int) -> None:
+    """A progress display that shows nothing."""
+
+
+def run_pass(graph: Graph, pass_: Pass) -> tuple[Graph, Applied]:
+    """Applies one pass; returns the new graph (the same one, for local passes) and the record."""
+    if isinstance(pass_, GraphPass):
+        simplified = pass_.simplified(graph)
+        return simplified, Applied(changed_components(graph, simplified, pass_.name))
+    local: LocalPass[Any] = pass_  # type: ignore[assignment]
+    return graph, apply_pass(graph, local)
+
+
+class Builder:
+    """Runs a pipeline in a folder, stage by stage."""
+
+    def __init__(self, folder: Path, *, allow_noop: bool, progress: Progress) -> None:
+        self.folder = folder
+        self.weights = WeightsFile(folder / WEIGHTS_NAME)
+        self._allow_noop = allow_noop
+        self._progress = progress
+
+    def source(self, path: Path) -> Stage:
+        """Stage 0: the source model, its weights moved to the build's weights file."""
+        start = time.perf_counter()
+        graph = Graph.load(path)
+        report = StageReport("source", "00_source", "", nodes_before=len(graph.nodes))
+        return self._finished(graph, report, Applied(), start)
+
+    def apply(self, before: Stage, pass_: Pass, number: int) -> Stage:
+        """The stage after a pass. Raises UserError if the pass finds nothing to rewrite."""
+        start = time.perf_counter()
+        name = f"{number:02d}_{pass_.name}"
+        report = StageReport(
+            pass_.text(), name, pass_.contract, nodes_before=len(before.graph.nodes)
+        )
+        graph, applied = run_pass(before.graph, pass_)
+        if not applied.rewrites and not isinstance(pass_, GraphPass):
+            self._refuse_noop(pass_, applied, report)
+        report.rewrites = len(applied.rewrites)
+        report.refusals = [asdict(refusal) for refusal in applied.refusals]
+        report.slices_left = sum(rewrite.slices_left for rewrite in applied.rewrites)
+        return self._finished(graph, report, applied, start)
+
+    def _finished(self, graph: Graph, report: StageReport, done: Applied, start: float) -> Stage:
+        path = self.folder / f"{report.stage}.onnx"
+        nbytes = self.weights.path.stat().st_size
+        graph.save(path, self.weights)
+        report.seconds = time.perf_counter() - start
+        report.nodes_after = len(graph.nodes)
+        report.new_weights_nbytes = self.weights.path.stat().st_size - nbytes
+        report.peak_memory_nbytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return Stage(graph, path, report, done.rewrites)
+
+    def _refuse_noop(self, pass_: Pass, applied: Applied, report: StageReport) -> None:
+        reasons = [f"{refusal.place}: {refusal.reason}" for refusal in applied.refusals[:5]]
+        more = len(applied.refusals) - len(reasons)
+        why = "; ".join(reasons) + (f"; and {more} more" if more > 0 else "")
+        text = (
+            f"pass {pass_.text()!r} rewrote nothing: {why or 'nothing in the model has its shape'}"
+        )
+        if not self._allow_noop:
+            raise UserError(f"{text} (--allow-noop builds all the same)")
+        report.notes.append(text)
+
+
+@contextmanager
+def appearing_whole(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place if the block succeeds, and vanishes if not.
+
+    Only an earlier build is replaced. Raises UserError for anything else, and if writing fails.
+    """
+    if folder.exists() and not _is_replaceable(folder):
+        raise UserError(f"{folder} exists and is no build: nothing was written; choose another -o")
+    beside = folder.with_name(f".{folder.name}.partial")
+    new_parents = [parent for parent in folder.parents if not parent.exists()]
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        with writing(folder):
+            beside.mkdir(parents=True)
+            yield beside
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                folder.rename(old)
+            beside.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        for parent in new_parents:
+            with suppress(OSError):  # what is not empty stays
+                parent.rmdir()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a full or forbidden disk into a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        raise UserError(f"can't write {path}: {error.strerror}; free it or choose -o") from error
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Whether a path is an earlier build or an empty folder."""
+    return folder.is_dir() and ((folder / "build.json").exists() or not any(folder.iterdir()))
+
+
+def build_stages(
+    source: Path, passes: Sequence[Pass], folder: Path, *, allow_noop: bool = False,
+    verify: Verify = "each", progress: Progress = nothing, failures: Path,
+    spent: Path | None = None,
+) -> list[Stage]:  # fmt: skip
+    """Runs a pipeline on a model file in an existing folder, verifying every stage.
+
+    A reproducer of a failed check is written to the folder `failures`; the folder `spent` is
+    deleted once the source has been taken over.
+
+    Raises:
+        UserError: on bad input or a pass that rewrites nothing.
+        VerificationError: with the folder of a reproducer.
+    """
+    from compiler.verify import Verifier
+    from compiler.verify.structure import checker_faults
+
+    builder = Builder(folder, allow_noop=allow_noop, progress=progress)
+    progress("source", 0, len(passes) + 1)
+    stages = [builder.source(source)]
+    faults = checker_faults(stages[0].path)
+    if faults:
+        raise UserError(f"{source}: not a valid ONNX model: {faults[0]}")
+    if spent is not None:
+        shutil.rmtree(spent)
+    verifier = None if verify == "none" else Verifier(stages[0], verify, progress, failures)
+    for number, pass_ in enumerate(passes, start=1):
+        progress(pass_.name, number, len(passes) + 1)
+        stage = builder.apply(stages[-1], pass_, number)
+        if verifier is not None:
+            verifier.check(stage, pass_, is_last=number == len(passes))
+        stages.append(stage)
+    shutil.copyfile(stages[-1].path, folder / MODEL_NAME)
+    return stages
+
+
+def build_record(
+    stages: Sequence[Stage], passes: Sequence[Pass], model: dict[str, Any], verify: Verify
+) -> dict[str, Any]:
+    """What `build.json` holds."""
+    graph = stages[-1].graph
+    record = {
+        "model": model,
+        "pipeline": pipeline_text(passes),
+        "verify": verify,
+        "inputs": {t.name: str(TensorType.of(t)) for t in graph.inputs},
+        "outputs": {t.name: str(TensorType.of(t)) for t in graph.outputs},
+        "stages": [asdict(stage.report) for stage in stages],
+        "files": {path.name: sha256(path) for path in sorted({*_files(stages)})},
+        "versions": {name: version(name) for name in _VERSIONED},
+    }
+    return {key: finite(value) for key, value in record.items()}
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Writes a record as indented JSON."""
+    path.write_text(json_text(record) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(stages: Sequence[Stage]) -> Iterator[Path]:
+    for stage in stages:
+        yield stage.path
+    yield stages[0].path.parent / MODEL_NAME
+    yield stages[0].path.parent / WEIGHTS_NAME
+
+
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
+                 errno.ENOTDIR, errno.EEXIST}  # fmt: skip
+_VERSIONED = [
+    "numpy",
+    "onnx",
+    "onnx-graphsurgeon",
+    "onnxruntime",
+    "onnxsim",
+    "torch",
+    "transformers",
+]
+__all__ = [
+    "DeclaredPass", "StageReport", "VerificationError", "appearing_whole", "build_record",
+    "build_stages", "run_pass", "write_json", "writing",
+]  # fmt: skip

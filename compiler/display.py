@@ -1,0 +1,184 @@
+"""What people see: tables, progress and notices, through rich."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from compiler.compare import Comparison
+    from compiler.diff import Diff
+
+# A pipe has no width of its own: 100 columns hold every table.
+_out = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+_err = Console(stderr=True, highlight=False)
+_COLOURS = {"pass": "green", "fail": "red", "UNVERIFIED": "yellow"}
+# A diff lists this many places, weights or attributes of a kind of change.
+_LISTED = 12
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr, for terminals; elsewhere a line whenever a new step begins."""
+    bar = Progress(
+        SpinnerColumn(), TextColumn("{task.description}", justify="left"), BarColumn(),
+        TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(), console=_err,
+        transient=True, disable=not _err.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield show
+
+
+def notice(text: str) -> None:
+    """A line that the user should know about, on stderr."""
+    _err.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
+
+
+def print_build(record: dict[str, Any], folder: Path) -> None:
+    """The table of a build, a line a pass, and where everything is."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("pass", overflow="fold")
+    for column in ("rewrites", "refused", "nodes", "seconds", "float64", "float32 ≤ bound"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for stage in record["stages"]:
+        table.add_row(*_build_row(stage))
+    _out.print(table)
+    _print_remarks(record)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    _out.print(
+        f"\n[bold]{escape(str(folder / 'model.onnx'))}[/]  ({size / 1e6:.0f} MB in the folder)"
+    )
+    if (folder / "depth.png").exists():
+        _out.print(escape(f"{folder / 'depth.png'}  image, depth before, depth after, difference"))
+
+
+def _build_row(stage: dict[str, Any]) -> list[str]:
+    before, after = stage["nodes_before"], stage["nodes_after"]
+    nodes = f"{before} → {after}" if stage["contract"] else str(after)
+    counts = (
+        [str(stage["rewrites"]), str(len(stage["refusals"]))] if stage["contract"] else ["", ""]
+    )
+    seconds = f"{stage['seconds']:.1f} + {stage['verify_seconds']:.1f}"
+    checks = [_error(stage["float64"]), _error(stage["float32"], with_bound=True)]
+    return [escape(stage["name"].replace(":", "\n  ")), *counts, nodes, seconds, *checks]
+
+
+def _error(proof: dict[str, Any] | None, *, with_bound: bool = False) -> str:
+    if proof is None:
+        return "–"
+    colour = _COLOURS[proof["status"]]
+    if proof["status"] == "UNVERIFIED":
+        return f"[{colour}]UNVERIFIED[/]"
+    bound = f" ≤ {proof['bound']:.0e}" if with_bound else ""
+    return f"[{colour}]{proof['error']:.1e}[/]{bound}"
+
+
+def _print_remarks(record: dict[str, Any]) -> None:
+    stages = record["stages"]
+    _out.print(
+        "[dim]seconds: pass + its verification. float64: the worst rewrite at its own cut.\n"
+        "float32: the whole model. Errors are |difference| / |values − their mean| (L2).[/]"
+    )
+    for stage in stages:
+        for refusal in stage["refusals"]:
+            _out.print(
+                escape(f"{stage['name']} left {refusal['place']} alone: {refusal['reason']}")
+            )
+        for note in stage["notes"]:
+            _out.print(f"[yellow]{escape(note)}[/]")
+        if stage["slices_left"]:
+            _out.print(escape(f"{stage['name']}: {stage['slices_left']} slices left"))
+        for rung in ("float64", "float32"):
+            if stage[rung] and stage[rung]["status"] == "UNVERIFIED":
+                _out.print(f"[yellow]{escape(stage['name'])} UNVERIFIED in {rung}:[/] "
+                           f"{escape(stage[rung]['detail'])}")  # fmt: skip
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """A line a precision."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("precision", "verdict", "error", "bound", ""):
+        table.add_column(column)
+    for name, proof in (("float64", comparison.float64), ("float32", comparison.float32)):
+        verdict = (
+            "differs"
+            if proof.status == "fail"
+            else "equal"
+            if proof.status == "pass"
+            else "UNVERIFIED"
+        )
+        table.add_row(name, f"[{_COLOURS[proof.status]}]{verdict}[/]", f"{proof.error:.3g}",
+                      f"{proof.bound:.3g}", escape(proof.detail))  # fmt: skip
+    _out.print(table)
+
+
+def print_catalogue(entries: Sequence[dict[str, Any]]) -> None:
+    """A line a pass."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("pass", "does", "options", "contract"):
+        table.add_column(column, overflow="fold")
+    for entry in entries:
+        table.add_row(f"[bold]{entry['name']}[/]", escape(entry["does"]),
+                      escape("\n".join(_option(*o) for o in entry["options"].items())),
+                      escape(entry["contract"].partition(" ")[0].rstrip(",;.")))  # fmt: skip
+    _out.print(table)
+
+
+def _option(name: str, option: dict[str, Any]) -> str:
+    values = option["values"]
+    choices = "|".join(values) if isinstance(values, list) else values
+    default = "" if option["default"] in (None, "") else f" ({option['default']})"
+    return f"{name}={choices}{default}"
+
+
+def print_pass(entry: dict[str, Any]) -> None:
+    """A pass whole."""
+    _out.print(f"[bold]{entry['name']}[/]: {escape(entry['does'])}\n\n{escape(entry['text'])}")
+    for name, option in entry["options"].items():
+        _out.print(escape(f"\n    :{_option(name, option)}"))
+
+
+def print_diff(difference: Diff, before: Path, after: Path) -> None:
+    """The changes by kind, the most frequent first."""
+    from compiler.diff import counted
+
+    _out.print(f"[red]--- {escape(str(before))}[/]\n[green]+++ {escape(str(after))}[/]")
+    for line in difference.signature:
+        _out.print(f"[bold]{escape(line)}[/]")
+    for kind in difference.kinds:
+        _out.print(f"\n[bold cyan]{kind.title}[/]")
+        _out.print(f"[red]  - {escape(counted(kind.old_ops))}[/]")
+        _out.print(f"[green]  + {escape(counted(kind.new_ops))}[/]")
+        details = [*kind.attributes, *kind.weights]
+        for sign, colour in (("-", "red"), ("+", "green")):
+            for line in _listed([detail for detail in details if detail.startswith(sign)]):
+                _out.print(f"[{colour}]      {escape(line)}[/]")
+        _out.print("[dim]  at " + escape(", ".join(_listed(kind.places))) + "[/]")
+    if difference.is_empty:
+        _out.print("no difference")
+
+
+def _listed(items: Sequence[str]) -> list[str]:
+    more = len(items) - _LISTED
+    return [*items[:_LISTED], *([f"… and {more} more"] if more > 0 else [])]
+
+
+def print_run(record: dict[str, Any]) -> None:
+    """Where the depth went, and its range."""
+    height, width = record["shape"]
+    _out.print(escape(f"{record['picture']}  {height}×{width}, {record['min']:.4g} to "
+                      f"{record['max']:.4g}, mean {record['mean']:.4g}"))  # fmt: skip
+    _out.print(escape(f"{record['values']}  the values, float32"))

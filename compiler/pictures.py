@@ -1,0 +1,107 @@
+"""Depth maps as pictures, in a perceptual colour map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+import models
+from compiler.errors import UserError
+from compiler.graph import Graph
+from compiler.region import TensorType
+from compiler.rewrite import Signature
+from compiler.verify.whole import Float32Model
+
+# Perceptually uniform: equal steps of depth are equal steps to the eye, also in print.
+COLOUR_MAP = "inferno"
+
+Map = NDArray[np.float64]
+
+
+def image_size(signature: Signature) -> tuple[str, int, int] | None:
+    """(name, height, width) of the one RGB image that a model takes; None if it takes others."""
+    if len(signature.inputs) != 1:
+        return None
+    name, kind = next(iter(signature.inputs.items()))
+    match kind.shape:
+        case (_, 3, int() as height, int() as width):
+            return name, height, width
+    return None
+
+
+def is_map(kind: TensorType) -> bool:
+    """Whether an output is one map: H×W with nothing but ones before."""
+    shape = kind.shape
+    return shape is not None and len(shape) >= 2 and all(d == 1 for d in shape[:-2])
+
+
+def depth_of(path: Path, photo: Path) -> Map:
+    """The first output of a model for a photo, H×W. UserError if it isn't an image model."""
+    signature = Signature.of(Graph.load(path))
+    size = image_size(signature)
+    if size is None or not is_map(next(iter(signature.outputs.values()))):
+        shapes = ", ".join(f"{name}: {kind}" for name, kind in signature.inputs.items())
+        raise UserError(f"{path}: not a model from one RGB image to one map (it takes {shapes})")
+    name, height, width = size
+    outputs = Float32Model(path, optimized=True)({name: models.load_image(photo, height, width)})
+    values = np.asarray(next(iter(outputs.values())), dtype=np.float64)
+    return values.reshape(values.shape[-2:])
+
+
+def write_depth_picture(path: Path, photo: Path, before: Path, after: Path) -> None:
+    """The photo, the depth before and after a pipeline, and their difference, in one PNG.
+
+    Models that don't turn one RGB image into one map get no picture.
+    """
+    signatures = [Signature.of(Graph.load(model)) for model in (before, after)]
+    if not all(image_size(s) and is_map(next(iter(s.outputs.values()))) for s in signatures):
+        return
+    old, new = depth_of(before, photo), depth_of(after, photo)
+    resized = _resized(old, new.shape)
+    image = models.load_image(photo, *new.shape)[0].transpose(1, 2, 0) / 255
+    figure = Figure(figsize=(16, 4.2), layout="constrained")
+    axes = figure.subplots(1, 4)
+    limits = {"vmin": min(resized.min(), new.min()), "vmax": max(resized.max(), new.max())}
+    _draw(figure, axes[0], image, "image", None)
+    _draw(figure, axes[1], resized, f"depth before ({_size(old)})", limits)
+    _draw(figure, axes[2], new, f"depth after ({_size(new)})", limits)
+    spread = max(float(np.abs(new - resized).max()), 1e-12)
+    share = 100 * spread / max(float(np.ptp(resized)), 1e-12)
+    title = f"after − before, at most {share:.2g} % of range"
+    _draw(figure, axes[3], new - resized, title, {"vmin": -spread, "vmax": spread}, "RdBu_r")
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def write_depth(path: Path, depth: Map) -> None:
+    """A depth map alone, a pixel a value, in the colour map."""
+    import matplotlib.image
+
+    matplotlib.image.imsave(path, depth, cmap=COLOUR_MAP, metadata={"Software": ""})
+
+
+def _draw(
+    figure: Figure, axis: Any, values: Map, title: str, limits: dict[str, float] | None,
+    colours: str = COLOUR_MAP,
+) -> None:  # fmt: skip
+    picture = axis.imshow(values, cmap=colours, **(limits or {}))
+    axis.set_title(title, fontsize=11)
+    axis.set_axis_off()
+    if limits:
+        figure.colorbar(picture, ax=axis, shrink=0.8)
+
+
+def _resized(depth: Map, shape: Sequence[int]) -> Map:
+    from PIL import Image
+
+    image = Image.fromarray(depth.astype(np.float32))
+    resized = image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.float64)
+
+
+def _size(depth: Map) -> str:
+    return f"{depth.shape[0]}×{depth.shape[1]}"

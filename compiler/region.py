@@ -1,0 +1,183 @@
+"""Regions: pieces of a graph between cut tensors, as plain ONNX nodes and lazy constants.
+
+A rewrite is recorded as two regions over the same cut. The record outlives the graph: verification,
+diffs and reproducers all work on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from compiler.graph import Graph, Node, Tensor, export_node, producer_of, reads_of, sorted_nodes
+from compiler.weights import Array, Weight, is_float, onnx_type_of
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """The ONNX element type and shape of a cut tensor; None or a name is a dynamic dimension."""
+
+    onnx_type: int
+    shape: tuple[int | str | None, ...] | None
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorType:
+        """The type of a graphsurgeon tensor."""
+        shape = None if tensor.shape is None else tuple(tensor.shape)
+        return cls(0 if tensor.dtype is None else onnx_type_of(tensor.dtype), shape)
+
+    def admits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of `shape` fits; dynamic dimensions take any size."""
+        if self.shape is None:
+            return True
+        sizes = zip(self.shape, shape, strict=False)
+        return len(shape) == len(self.shape) and all(
+            d == size for d, size in sizes if isinstance(d, int)
+        )
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the tensor is promoted to float64 in proofs."""
+        return is_float(self.onnx_type)
+
+    def __str__(self) -> str:
+        name = onnx.TensorProto.DataType.Name(self.onnx_type).lower() if self.onnx_type else "?"
+        dims = "×".join("?" if d is None else str(d) for d in self.shape or ())
+        return f"{name}[{'?' if self.shape is None else dims}]"
+
+
+@dataclass(frozen=True)
+class Region:
+    """Nodes in topological order, the tensors at their cut, and the constants that they use."""
+
+    nodes: tuple[onnx.NodeProto, ...]
+    inputs: Mapping[str, TensorType]
+    outputs: Mapping[str, TensorType]
+    constants: Mapping[str, Weight]
+    opsets: Mapping[str, int]
+    types: Mapping[str, TensorType] = field(default_factory=dict)
+
+    def model(self) -> onnx.ModelProto:
+        """The region as a stand-alone ONNX model in its own types, weights embedded."""
+        initializers = [
+            onnx.numpy_helper.from_array(np.asarray(weight.load(), order="C"), name)
+            for name, weight in self.constants.items()
+        ]
+        graph = onnx.helper.make_graph(
+            list(self.nodes), "region", _value_infos(self.inputs), _value_infos(self.outputs),
+            initializers,
+        )  # fmt: skip
+        opsets = [onnx.helper.make_opsetid(d, v) for d, v in sorted(self.opsets.items())]
+        return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+    def exact_constants(self) -> Mapping[str, Array]:
+        """The constants before rounding (floats in float64), each loaded when it is asked for."""
+        return _Exact(self.constants)
+
+
+class _Exact(Mapping[str, Array]):
+    """The constants of a region in float64, loaded one at a time."""
+
+    def __init__(self, weights: Mapping[str, Weight]) -> None:
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> Array:
+        return self._weights[name].exact()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+def region_of(graph: Graph, nodes: Sequence[Node], outputs: Iterable[Tensor]) -> Region:
+    """The region of `nodes` (in topological order) that computes `outputs`.
+
+    Its inputs are what the nodes read and none of them computes; Constant nodes among the inputs
+    count as constants.
+    """
+    made = {id(tensor) for node in nodes for tensor in node.outputs}
+    inputs: dict[str, TensorType] = {}
+    constants: dict[str, Weight] = {}
+    for node in nodes:
+        for tensor in reads_of(node):
+            weight = graph.weight(tensor)
+            if weight is not None:
+                constants[tensor.name] = weight
+            elif tensor.name and id(tensor) not in made:
+                inputs[tensor.name] = TensorType.of(tensor)
+    return Region(
+        tuple(export_node(node) for node in nodes if node.op != "Constant"),
+        inputs,
+        {tensor.name: TensorType.of(tensor) for tensor in outputs},
+        constants,
+        graph.opsets,
+        {tensor.name: TensorType.of(tensor) for node in nodes for tensor in node.outputs},
+    )
+
+
+def whole(graph: Graph) -> Region:
+    """The whole graph as one region: its inputs and outputs are the cut."""
+    region = region_of(graph, graph.nodes, graph.outputs)
+    inputs = {tensor.name: TensorType.of(tensor) for tensor in graph.inputs}
+    return Region(region.nodes, inputs, region.outputs, region.constants, region.opsets,
+                  region.types)  # fmt: skip
+
+
+def ancestors(
+    tensors: Iterable[Tensor], stop: set[int], within: set[int] | None = None
+) -> list[Node]:
+    """The nodes that the tensors depend on, in any order.
+
+    Walks back to `stop` (ids of tensors), and only through the nodes `within` (ids) if given.
+    """
+    found: dict[int, Node] = {}
+    pending = [tensor for tensor in tensors if id(tensor) not in stop]
+    while pending:
+        node = producer_of(pending.pop())
+        if node is not None and id(node) not in found and (within is None or id(node) in within):
+            found[id(node)] = node
+            pending += [t for t in reads_of(node) if id(t) not in stop]
+    return list(found.values())
+
+
+def cut_inputs(graph: Graph, nodes: Sequence[Node]) -> list[Tensor]:
+    """What the nodes read and none of them computes, constants aside."""
+    made = {id(tensor) for node in nodes for tensor in node.outputs}
+    reads = {id(t): t for node in nodes for t in reads_of(node) if t.name and id(t) not in made}
+    return [tensor for tensor in reads.values() if not graph.is_constant(tensor)]
+
+
+def shared_context(
+    graph: Graph, cut: Sequence[Tensor], within: set[int] | None = None
+) -> list[Node]:
+    """The nodes that belong to both regions, so that the cut's inputs can be chosen freely.
+
+    Where one cut tensor is computed from another or from constants alone (or is an integer that
+    random values would make invalid), independent random values would compare the two regions on
+    inputs that cannot occur; the nodes behind it then become part of both regions. Only nodes
+    `within` (ids) are looked at, if given.
+    """
+    cut_ids = {id(tensor) for tensor in cut}
+    context: dict[int, Node] = {}
+    for tensor in cut:
+        behind = ancestors([tensor], cut_ids - {id(tensor)}, within)
+        made = {id(t) for node in behind for t in node.outputs}
+        reads = [t for node in behind for t in reads_of(node)]
+        free = [t for t in reads if t.name and id(t) not in made and not graph.is_constant(t)]
+        leaves = [t for t in free if id(t) not in cut_ids]
+        is_random = tensor.dtype is None or is_float(onnx_type_of(tensor.dtype))
+        if len(leaves) < len(free) or not leaves or not is_random:
+            context |= {id(node): node for node in behind}
+    return sorted_nodes(list(context.values()))
+
+
+def _value_infos(types: Mapping[str, TensorType]) -> list[onnx.ValueInfoProto]:
+    return [
+        onnx.helper.make_tensor_value_info(name, kind.onnx_type, kind.shape)
+        for name, kind in types.items()
+    ]

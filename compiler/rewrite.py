@@ -1,0 +1,458 @@
+"""Passes propose, the driver applies and records: matches, refusals, rewrites and their cuts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from compiler.graph import (
+    PASS_KEY,
+    REWRITE_KEY,
+    SOURCES_KEY,
+    Graph,
+    Node,
+    Shape,
+    Tensor,
+    producer_of,
+    reads_of,
+    sorted_nodes,
+)
+from compiler.region import (
+    Region,
+    TensorType,
+    ancestors,
+    cut_inputs,
+    region_of,
+    shared_context,
+)
+from compiler.weights import Array, NewWeight
+
+Contract = Literal["exact", "algebraic", "declared", "approximate"]
+Float64 = NDArray[np.float64]
+Function = Callable[[Mapping[str, Float64]], dict[str, Float64]]
+
+
+class Match(Protocol):
+    """What a pass found: a frozen dataclass whose `place` names it to people (a tensor's name)."""
+
+    @property
+    def place(self) -> str:
+        """The name of the place in reports: the tensor that the matched nodes compute."""
+
+
+M = TypeVar("M", bound=Match)
+
+
+class Pass(ABC):
+    """One kind of rewrite, in one file of `passes/`; the dataclass fields are its options."""
+
+    @property
+    def name(self) -> str:
+        """The name that `--passes` takes: that of the pass's module."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    @abstractmethod
+    def contract(self) -> Contract:
+        """What the pass promises about the function of the model."""
+
+    def text(self) -> str:
+        """The pass as pipeline text, with the options that differ from their defaults."""
+        changed = [
+            f"{option.name}={getattr(self, option.name)}"
+            for option in fields(self)  # type: ignore[arg-type]
+            if getattr(self, option.name) != option.default
+        ]
+        return ":".join([self.name, *changed])
+
+
+class LocalPass(Pass, Generic[M]):
+    """A pass that finds places and proposes a replacement for each."""
+
+    @abstractmethod
+    def match(self, graph: Graph) -> Iterable[M]:
+        """The places that have the shape this pass is about. Asks nothing else."""
+
+    @abstractmethod
+    def guard(self, graph: Graph, match: M) -> str | None:
+        """Why a matched place must be left alone, naming the value at fault; None to rewrite it."""
+
+    @abstractmethod
+    def rewrite(self, graph: Graph, match: M) -> Replacement:
+        """The replacement for a matched and guarded place; has no conditions left."""
+
+
+class DeclaredPass(LocalPass[M]):
+    """A pass that changes the model's function on purpose, and says to what."""
+
+    @property
+    def contract(self) -> Contract:
+        """Declared: proven against `expected`."""
+        return "declared"
+
+    @abstractmethod
+    def expected(
+        self, f: Function, inputs: Mapping[str, Float64], before: Signature
+    ) -> dict[str, Float64]:
+        """The new model's outputs for `inputs`: NumPy float64, no ONNX.
+
+        Args:
+            f: the old model.
+            inputs: those of the new model.
+            before: the names and types of what goes into `f` and comes out.
+        """
+
+
+class GraphPass(Pass):
+    """A pass that returns a new graph; tensors that both have keep their names and values."""
+
+    contract: ClassVar[Contract] = "algebraic"
+
+    @abstractmethod
+    def simplified(self, graph: Graph) -> Graph:
+        """A new graph; the driver finds the rewrites by comparing, and proves each."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A place that looked like a match and was left alone."""
+
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """A use of the old network, as a black box, inside the new model: old name to tensor's name."""
+
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Nodes that a declared pass made as a copy of the network, and where it is plugged in."""
+
+    nodes: Sequence[tuple[Node, Node]]
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What a pass proposes at one place: new nodes, and the tensors that they compute instead."""
+
+    builder: Builder
+    outputs: Sequence[tuple[Tensor, Tensor]]
+    new_inputs: Sequence[tuple[Tensor, Tensor]] = ()
+    copies: Sequence[Copy] = ()
+    slices_left: int = 0
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The names and types of a model's inputs and outputs."""
+
+    inputs: Mapping[str, TensorType]
+    outputs: Mapping[str, TensorType]
+
+    @classmethod
+    def of(cls, graph: Graph) -> Signature:
+        """The signature of a graph as it is now."""
+        return cls(
+            {tensor.name: TensorType.of(tensor) for tensor in graph.inputs},
+            {tensor.name: TensorType.of(tensor) for tensor in graph.outputs},
+        )
+
+    def same_as(self, other: Signature) -> bool:
+        """Equal, order included: onnxruntime's users index inputs and outputs by position."""
+        return self == other and [*self.inputs, *self.outputs] == [*other.inputs, *other.outputs]
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One application of a pass: the old and the new region over the same cut.
+
+    Declared passes leave the network alone and plug it in as a black box: `calls` says where, and
+    `copies` pairs the network with each copy, to be checked node for node. `before` and `after` are
+    the model's signatures around a declared rewrite.
+    """
+
+    pass_name: str
+    index: int
+    place: str
+    old: Region
+    new: Region
+    calls: tuple[Call, ...] = ()
+    copies: tuple[tuple[Region, Region, Mapping[str, str]], ...] = ()
+    before: Signature | None = None
+    after: Signature | None = None
+    slices_left: int = 0
+
+    @property
+    def title(self) -> str:
+        """`split_heads#3 at encoder.layer.3.attention`."""
+        return f"{self.pass_name}#{self.index} at {self.place}"
+
+
+@dataclass
+class Applied:
+    """What a pass did to a graph."""
+
+    rewrites: list[Rewrite] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+
+class Builder:
+    """Makes the nodes of one replacement; they join the graph when the driver applies it."""
+
+    def __init__(self, graph: Graph, prefix: str) -> None:
+        self._graph = graph
+        self._prefix = prefix
+        self.nodes: list[Node] = []
+
+    def node(
+        self, op: str, inputs: Sequence[Tensor], shape: Shape | None, *, like: Tensor | None = None,
+        source: Node | None = None, domain: str = "", **attributes: Any,
+    ) -> Tensor:  # fmt: skip
+        """Adds a node with one output of `shape` and the type of `like`, or of the first input."""
+        name = self._graph.fresh_name(f"{self._prefix}/{op}")
+        dtype = (inputs[0] if like is None else like).dtype
+        output = gs.Variable(name, dtype=dtype, shape=None if shape is None else list(shape))
+        node = gs.Node(op, name, attributes, list(inputs), [output], domain=domain or None)
+        node.metadata = {} if source is None else {SOURCES_KEY: source.name}
+        self.nodes.append(node)
+        return output
+
+    def constant(self, values: Array, dtype: Any, how: str) -> Tensor:
+        """A new constant stored as `dtype`; `how` says how it was made, for people."""
+        name = self._graph.fresh_name(f"{self._prefix}/{how}" if len(how) < 80 else self._prefix)
+        return gs.Constant(name, NewWeight(values, dtype, how))
+
+    def ints(self, values: Sequence[int], what: str) -> Tensor:
+        """A new int64 vector (a shape, axes …)."""
+        return self.constant(np.array(values, dtype=np.int64), np.dtype(np.int64), what)
+
+    def copy(self, node: Node, inputs: Sequence[Tensor]) -> Node:
+        """Adds a copy of a node that reads other tensors; the attributes are kept as read."""
+        outputs = [
+            gs.Variable(self._graph.fresh_name(f"{self._prefix}/{t.name}"), t.dtype, t.shape)
+            if t.name else gs.Variable.empty()
+            for t in node.outputs
+        ]  # fmt: skip
+        name = self._graph.fresh_name(f"{self._prefix}/{node.name}")
+        twin = gs.Node(node.op, name, dict(node.attrs), list(inputs), outputs, domain=node.domain)
+        twin.source_attributes = getattr(node, "source_attributes", {})
+        twin.metadata = {SOURCES_KEY: node.name}
+        self.nodes.append(twin)
+        return twin
+
+    def new_input(self, like: Tensor, shape: Shape) -> Tensor:
+        """A tensor to become a graph input in place of `like`, under its name."""
+        return gs.Variable(self._graph.fresh_name(f"{self._prefix}/{like.name}"), like.dtype,
+                           list(shape))  # fmt: skip
+
+    def prune(self, outputs: Iterable[Tensor]) -> None:
+        """Forgets the nodes that `outputs` do not need."""
+        outside = {id(tensor) for node in self.nodes for tensor in node.inputs}
+        outside -= {id(tensor) for node in self.nodes for tensor in node.outputs}
+        needed = {id(node) for node in ancestors(outputs, outside)}
+        for node in reversed(self.nodes):
+            if id(node) not in needed:
+                node.inputs.clear()
+                node.outputs.clear()
+        self.nodes = [node for node in self.nodes if id(node) in needed]
+
+
+def apply_pass(graph: Graph, pass_: LocalPass[Any]) -> Applied:
+    """Runs one pass over a graph in place and returns the record of what it did.
+
+    Args:
+        graph: edited in place; in topological order before and after.
+        pass_: the pass; its matches are found first, then taken in order.
+    """
+    done = Applied()
+    editor = _Editor(graph)
+    for match in list(pass_.match(graph)):
+        reason = pass_.guard(graph, match)
+        if reason is not None:
+            done.refusals.append(Refusal(match.place, reason))
+            continue
+        index = len(done.rewrites)
+        replacement = pass_.rewrite(graph, match)
+        done.rewrites.append(editor.apply(replacement, pass_.name, index, match.place))
+    editor.finish()
+    return done
+
+
+class _Editor:
+    """Applies replacements one by one; the node list is put in order once, at the end."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._position = {id(node): i for i, node in enumerate(graph.nodes)}
+        self._removed: set[int] = set()
+        self._added: dict[int, list[Node]] = {}
+
+    def apply(self, proposal: Replacement, name: str, index: int, place: str) -> Rewrite:
+        """Swaps the old nodes for the new ones and returns the record."""
+        graph, builder = self.graph, proposal.builder
+        builder.prune([new for _, new in proposal.outputs])
+        before = Signature.of(graph)
+        dead = _dead_nodes(graph, [old for old, _ in proposal.outputs], builder.nodes)
+        dead.sort(key=lambda node: self._position[id(node)])
+        inputs = cut_inputs(graph, [*dead, *builder.nodes])
+        context = shared_context(graph, inputs) if dead else []
+        network = None if dead else {t.name: t for t in [*graph.inputs, *graph.outputs]}
+        cut = [old for old, _ in proposal.outputs]
+        old = region_of(graph, [*context, *dead], cut if dead else [])
+        networks = [_network_of(graph, copy) for copy in proposal.copies]
+        originals = [_copy_region(graph, nodes) for nodes in networks]
+        for node in dead:
+            node.inputs.clear()
+            node.outputs.clear()
+        inner = _connect(graph, proposal)
+        self._record_nodes(proposal, dead, name, index)
+        copied = {id(twin) for copy in proposal.copies for _, twin in copy.nodes}
+        new_nodes = sorted_nodes([n for n in builder.nodes if id(n) not in copied])
+        new = region_of(graph, [*context, *new_nodes], cut)
+        twins = [_twins_of(nodes, c) for nodes, c in zip(networks, proposal.copies, strict=True)]
+        pairs = list(zip(originals, [_copy_region(graph, nodes) for nodes in twins], strict=True))
+        calls, copies = _plugged(proposal, network, before, inner, pairs)
+        after = Signature.of(graph)
+        left = proposal.slices_left
+        return Rewrite(name, index, place, old, new, calls, copies, before, after, left)
+
+    def finish(self) -> None:
+        """Puts the node list in order: new nodes stand where the first node they replace stood."""
+        nodes: list[Node] = []
+        for position, node in enumerate(self.graph.nodes):
+            nodes += self._added.get(position, [])
+            if id(node) not in self._removed:
+                nodes.append(node)
+        nodes += self._added.get(len(self.graph.nodes), [])
+        self.graph.ir.nodes = sorted_nodes(nodes)
+
+    def _record_nodes(self, proposal: Replacement, dead: list[Node], name: str, index: int) -> None:
+        self._removed |= {id(node) for node in dead}
+        positions = [self._position[id(node)] for node in dead]
+        position = min(positions, default=len(self.graph.nodes))
+        self._added.setdefault(position, []).extend(proposal.builder.nodes)
+        sources = " ".join(node.name for node in dead)
+        for node in proposal.builder.nodes:
+            self._position[id(node)] = position
+            node.metadata = {SOURCES_KEY: sources, **node.metadata}
+            node.metadata |= {PASS_KEY: name, REWRITE_KEY: f"{name}#{index}"}
+
+
+def _dead_nodes(graph: Graph, redirected: list[Tensor], new_nodes: list[Node]) -> list[Node]:
+    """The nodes that nothing needs once the consumers of `redirected` read something else."""
+    new = {id(node) for node in new_nodes}
+    outputs = {id(tensor) for tensor in graph.outputs}
+    freed = {id(tensor) for tensor in redirected}
+    dead: dict[int, Node] = {}
+
+    def is_unused(tensor: Tensor) -> bool:
+        if id(tensor) in freed:
+            return not any(id(user) in new for user in tensor.outputs)
+        return id(tensor) not in outputs and all(id(user) in dead for user in tensor.outputs)
+
+    pending = [node for t in redirected if (node := producer_of(t)) is not None]
+    while pending:
+        node = pending.pop()
+        if id(node) not in dead and all(is_unused(t) for t in node.outputs):
+            dead[id(node)] = node
+            pending += [p for t in node.inputs if (p := producer_of(t)) is not None]
+    return list(dead.values())
+
+
+def _connect(graph: Graph, proposal: Replacement) -> dict[str, Tensor]:
+    """Lets the new nodes compute the old tensors, so that every consumer and name stays.
+
+    An old tensor that the new nodes themselves read lives on under a fresh name; returns those by
+    their old names.
+    """
+    new_nodes = {id(node) for node in proposal.builder.nodes}
+    inner: dict[str, Tensor] = {}
+    for old, outer in proposal.new_inputs:
+        position = next(i for i, tensor in enumerate(graph.inputs) if tensor is old)
+        graph.inputs[position] = outer
+        inner[old.name] = old
+        outer.name, old.name = old.name, outer.name
+    for old, new in proposal.outputs:
+        source = producer_of(old)
+        if source is not None:
+            kept = gs.Variable(graph.fresh_name(f"{old.name}/inner"), old.dtype, old.shape)
+            inner[old.name] = kept
+            _swap(source.outputs, old, kept)
+            for user in [user for user in old.outputs if id(user) in new_nodes]:
+                _swap(user.inputs, old, kept)
+        for user in list(new.outputs):
+            _swap(user.inputs, new, old)
+        _swap(new.inputs[0].outputs, new, old)
+        old.shape, old.dtype = new.shape, new.dtype
+    return inner
+
+
+def _swap(tensors: list[Tensor], old: Tensor, new: Tensor) -> None:
+    for position, tensor in enumerate(list(tensors)):
+        if tensor is old:
+            tensors[position] = new
+
+
+def _copy_region(graph: Graph, nodes: list[Node]) -> Region:
+    return region_of(graph, nodes, [t for node in nodes for t in node.outputs])
+
+
+def _network_of(graph: Graph, copy: Copy) -> list[Node]:
+    """All that a copy must hold: what depends on the tensors it replaces and leads to its outputs.
+
+    Asked of the graph, not of the pass: a node that the pass forgot to copy has to show.
+    """
+    needed = {id(n) for n in ancestors([t for t in graph.outputs if t.name in copy.outputs], set())}
+    claimed = {id(node) for node, _ in copy.nodes}
+    depends = {id(tensor) for tensor in graph.inputs if tensor.name in copy.inputs}
+    network = []
+    for node in graph.nodes:
+        reached = id(node) in needed and any(id(tensor) in depends for tensor in reads_of(node))
+        if reached or id(node) in claimed:
+            depends |= {id(tensor) for tensor in node.outputs}
+            network.append(node)
+    return network
+
+
+def _twins_of(network: list[Node], copy: Copy) -> list[Node]:
+    """The copies of the network's nodes, as far as they were made."""
+    twins = {id(node): twin for node, twin in copy.nodes}
+    return [twins[id(node)] for node in network if id(node) in twins]
+
+
+def _plugged(
+    proposal: Replacement, network: dict[str, Tensor] | None, before: Signature,
+    inner: dict[str, Tensor], copies: list[tuple[Region, Region]],
+) -> tuple[tuple[Call, ...], tuple[tuple[Region, Region, Mapping[str, str]], ...]]:  # fmt: skip
+    """Where the network and its copies are plugged into a declared pass's nodes."""
+    wraps = proposal.new_inputs or any(producer_of(t) is not None for t in inner.values())
+    if network is None or not wraps:
+        return (), ()
+    now = {name: inner[name].name if name in inner else name for name in network}
+    calls = [Call({k: now[k] for k in before.inputs}, {k: now[k] for k in before.outputs})]
+    plugged = []
+    for copy, (original, twin) in zip(proposal.copies, copies, strict=True):
+        plugs = {name: tensor.name for name, tensor in copy.inputs.items()}
+        calls.append(Call(plugs, {name: t.name for name, t in copy.outputs.items()}))
+        plugged.append((original, twin, plugs))
+    return tuple(calls), tuple(plugged)
+
+
+__all__ = [
+    "Applied", "Builder", "Call", "Contract", "Copy", "DeclaredPass", "Float64", "Function",
+    "GraphPass", "LocalPass", "Match", "Pass", "Refusal", "Replacement", "Rewrite", "Signature",
+    "TensorType", "apply_pass",
+]  # fmt: skip

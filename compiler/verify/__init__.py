@@ -1,0 +1,180 @@
+"""The ladder of checks: structure, each rewrite, whole models in float32 and in float64."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compiler.errors import VerificationError
+from compiler.graph import Graph
+from compiler.rewrite import DeclaredPass, Function, Pass, Signature
+from compiler.verify.kernels.call import UnsupportedInFloat64
+from compiler.verify.proof import BOUNDS, Proof, judge, prove
+from compiler.verify.reproducer import write_reproducer
+from compiler.verify.structure import record_faults, structure_faults
+from compiler.verify.whole import (
+    GROSS_ERROR,
+    NOISE_MULTIPLE,
+    RESIZE_BOUND,
+    Float32Model,
+    agrees,
+    battery,
+    distance,
+    float64_model,
+    least_bound,
+    memoized,
+    model_inputs,
+)
+
+_SEVERITY = {"pass": 0, "UNVERIFIED": 1, "fail": 2}
+
+if TYPE_CHECKING:
+    from compiler.building import Progress, Stage, Verify
+
+
+class Verifier:
+    """Checks the stages of one build; knows the source's noise and the last stage's values.
+
+    Args:
+        source: stage 0.
+        mode: `each` compares whole float32 models after every pass, `final` after the last one,
+            `full` whole float64 models as well.
+        progress: told where a long step stands.
+        failures: the folder that a reproducer is written to when a check fails.
+    """
+
+    def __init__(self, source: Stage, mode: Verify, progress: Progress, failures: Path) -> None:
+        self._mode = mode
+        self._progress = progress
+        self._failures = failures
+        self._last = source.path
+        self._signature = Signature.of(source.graph)
+        nodes = len(source.graph.nodes)
+        self._least = least_bound(source.graph)
+        self._added_ops: set[str] = set()
+        self._noise = self._measured_noise(source)
+        self._float32 = memoized(Float32Model(source.path))
+        self._float64 = memoized(self._with_progress(source.path, "source in float64", nodes))
+
+    def check(self, after: Stage, pass_: Pass, *, is_last: bool) -> None:
+        """Fills in a stage's report; raises VerificationError on the first rung that fails."""
+        start = time.perf_counter()
+        was, self._signature = self._signature, Signature.of(after.graph)
+        last, self._last = self._last, after.path
+        _require(structure_faults(was, after.path, pass_, after.rewrites), after)
+        if after.rewrites:  # without any, the stage is the stage before
+            after.report.float64 = asdict(self._prove_rewrites(after, pass_))
+            new_nodes = [node for rewrite in after.rewrites for node in rewrite.new.nodes]
+            self._added_ops |= {node.op_type for node in new_nodes}
+            self._float32 = _through(self._float32, pass_, was)
+            self._float64 = _through(self._float64, pass_, was)
+        _require(record_faults(last, after.path, pass_, after.rewrites), after)
+        if is_last if self._mode == "final" else after.rewrites:
+            self._report(after, "float32", self._compare_float32(after))
+        if self._mode == "full" and after.rewrites:
+            self._report(after, "whole_float64", self._compare_float64(after, is_last=is_last))
+        after.report.verify_seconds = time.perf_counter() - start
+
+    def _report(self, stage: Stage, rung: str, proof: Proof) -> None:
+        setattr(stage.report, rung, asdict(proof))
+        if proof.status == "fail":
+            raise VerificationError(
+                f"{stage.report.stage}: the whole model in {rung.replace('_', ' ')} differs: error "
+                f"{proof.error:.3g}, bound {proof.bound:.3g} ({proof.detail})"
+            )
+
+    def _prove_rewrites(self, stage: Stage, pass_: Pass) -> Proof:
+        """Rung 2, over all rewrites of the stage."""
+        worst = Proof("pass", 0.0, BOUNDS[pass_.contract])
+        unverified: list[str] = []
+        for done, rewrite in enumerate(stage.rewrites):
+            self._progress(f"proving {pass_.name}", done, len(stage.rewrites))
+            proof = prove(rewrite, pass_)
+            if proof.status == "fail":
+                folder = write_reproducer(self._failures, rewrite, pass_, proof)
+                raise VerificationError(
+                    f"{rewrite.title} is wrong: {proof.detail}, bound {proof.bound:.3g}; "
+                    f"reproducer: {folder}", folder
+                )  # fmt: skip
+            if proof.status == "UNVERIFIED":
+                unverified.append(f"{rewrite.title}: {proof.detail}")
+            elif not proof.error <= worst.error:
+                worst = proof
+        if unverified:
+            count = f"{len(unverified)} of {len(stage.rewrites)}"
+            return Proof("UNVERIFIED", worst.error, worst.bound, f"{count}: {unverified[0]}")
+        return worst
+
+    def _compare_float32(self, stage: Stage) -> Proof:
+        """Rung 3: as written and as users run it, against the last stage's float32 values."""
+        self._progress(f"float32 {stage.report.name.partition(':')[0]}", 0, 1)
+        try:
+            inputs = model_inputs(self._signature.inputs)
+        except UnsupportedInFloat64 as reason:
+            return Proof("UNVERIFIED", math.nan, math.nan, str(reason))
+        expected = self._float32(inputs)
+        plain = memoized(Float32Model(stage.path))
+        optimized = Float32Model(stage.path, optimized=True)
+        bound = self._float32_bound()
+        proofs = [judge(model(inputs), expected, bound) for model in (plain, optimized)]
+        if self._mode != "final":
+            self._float32 = plain
+            self._added_ops = set()
+        worst = max(proofs, key=lambda proof: (_SEVERITY[proof.status], proof.error))
+        if worst.status == "pass" and not math.isfinite(self._noise):
+            why = "the source has no float64 evaluation to measure its noise by"
+            return Proof("UNVERIFIED", worst.error, bound, why)
+        return worst
+
+    def _float32_bound(self) -> float:
+        """From the source's own noise, and from what was added since the last comparison."""
+        if not math.isfinite(self._noise):
+            return GROSS_ERROR
+        least = max(self._least, RESIZE_BOUND if "Resize" in self._added_ops else 0.0)
+        return max(NOISE_MULTIPLE * self._noise, least)
+
+    def _compare_float64(self, stage: Stage, *, is_last: bool) -> Proof:
+        """Rung 4: the whole stage in float64 against the source's, through the declared changes."""
+        # Stored weights are rounded: that, and no more, may show here.
+        bound = self._least
+        what = f"{stage.report.name.partition(':')[0]} in float64"
+        model = self._with_progress(stage.path, what, len(stage.graph.nodes))
+        try:
+            natural = model_inputs(self._signature.inputs)
+            proof = judge(model(natural), self._float64(natural), bound)
+            images = battery(self._signature.inputs) if is_last and proof.status == "pass" else {}
+            for name, image in images.items():
+                if not agrees(model(image), self._float64(image), bound):
+                    return Proof("fail", math.inf, bound, f"on the image {name!r}")
+        except UnsupportedInFloat64 as reason:
+            return Proof("UNVERIFIED", math.nan, bound, str(reason))
+        return proof
+
+    def _measured_noise(self, source: Stage) -> float:
+        """How far the source's float32 is from its own float64; nan if it has no float64."""
+        nodes = len(source.graph.nodes)
+        try:
+            inputs = model_inputs(self._signature.inputs)
+            exact = self._with_progress(source.path, "source in float64", nodes)(inputs)
+        except (UnsupportedInFloat64, IndexError, ValueError):  # generated integers may not fit
+            return math.nan
+        return distance(Float32Model(source.path)(inputs), exact)
+
+    def _with_progress(self, path: Path, what: str, nodes: int) -> Function:
+        graph = Graph.load(path)
+        return float64_model(graph, lambda done: self._progress(what, done, nodes))
+
+
+def _require(faults: list[str], stage: Stage) -> None:
+    if faults:
+        raise VerificationError(f"{stage.report.stage} is not a valid stage: {faults[0]}")
+
+
+def _through(reference: Function, pass_: Pass, before: Signature) -> Function:
+    """The function that a stage must compute, given that of the stage before."""
+    if not isinstance(pass_, DeclaredPass):
+        return reference
+    return lambda inputs: pass_.expected(reference, inputs, before)

@@ -1,0 +1,248 @@
+"""Rung 2: every rewrite in float64, at its own cut, with fresh random inputs.
+
+Random full-rank inputs at the cut restore the sensitivity that a whole model hides: with the
+default random weights of a network, most planted faults do not reach its output at all.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from compiler.region import Region, TensorType
+from compiler.rewrite import Contract, DeclaredPass, Float64, Function, Pass, Rewrite
+from compiler.verify.float64 import evaluate
+from compiler.verify.inputs import cut_input, natural_image
+from compiler.verify.kernels.call import UnsupportedInFloat64
+from compiler.verify.measure import Error, compare
+
+Status = Literal["pass", "fail", "UNVERIFIED"]
+
+# Centred relative L2 in float64. Reassociating a sum of n terms moves it by about √n · 2⁻⁵³: 1e-14
+# for the longest sums here; a wrong value of 1 % in one place moves it by 1e-6 and more.
+BOUNDS: dict[Contract, float] = {"exact": 1e-12, "algebraic": 1e-10, "declared": 1e-10}
+# Ops that only move values: two regions of these must agree in every bit.
+DATA_MOVEMENT = {
+    "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad",
+    "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The outcome of one check: the worst error over the cut's outputs, and its bound."""
+
+    status: Status
+    error: float
+    bound: float
+    detail: str = ""
+
+
+def prove(rewrite: Rewrite, pass_: Pass, seed: int = 0) -> Proof:
+    """Checks one rewrite against its pass's contract.
+
+    Args:
+        rewrite: the record of the rewrite.
+        pass_: the pass that made it; its contract sets the bound.
+        seed: of the random inputs at the cut.
+    """
+    bound = _bound(rewrite, pass_.contract)
+    try:
+        if isinstance(pass_, DeclaredPass):
+            return _prove_declared(rewrite, pass_, bound, seed)
+        if not rewrite.old.outputs:
+            return Proof("fail", math.inf, bound, "the new nodes read what they should replace")
+        return _prove_at_cut(rewrite, bound, seed)
+    except UnsupportedInFloat64 as reason:
+        return Proof("UNVERIFIED", math.nan, bound, str(reason))
+
+
+def _prove_at_cut(rewrite: Rewrite, bound: float, seed: int) -> Proof:
+    types = {**rewrite.old.inputs, **rewrite.new.inputs}
+    feeds = random_inputs(types, rewrite.place, seed)
+    try:
+        expected = evaluate_region(rewrite.old, feeds)
+    except (IndexError, ValueError) as error:  # random integers that the old nodes can't take
+        return Proof("UNVERIFIED", math.nan, bound, f"the old nodes refuse random inputs: {error}")
+    try:
+        actual = evaluate_region(rewrite.new, feeds)
+    except (IndexError, ValueError) as error:
+        return Proof("fail", math.inf, bound, f"the new nodes refuse what the old take: {error}")
+    # A folded constant depends on nothing: that it is constant says nothing against it.
+    return judge(actual, expected, bound, may_be_constant=not types)
+
+
+def judge(
+    actual: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    bound: float,
+    *,
+    may_be_constant: bool = False,
+) -> Proof:
+    """The verdict over all outputs; a vacuous comparison is never a pass."""
+    errors = {name: compare(actual[name], expected[name]) for name in expected}
+    name = max(errors, key=lambda key: errors[key].centred_l2)
+    worst = errors[name]
+    if not worst.centred_l2 <= bound:
+        return Proof("fail", worst.centred_l2, bound, f"tensor {name!r}: {_words(worst)}")
+    vacuous = [f"{key!r} is {e.vacuous}" for key, e in errors.items() if e.vacuous]
+    status: Status = "UNVERIFIED" if vacuous and not may_be_constant else "pass"
+    return Proof(status, worst.centred_l2, bound, "; ".join(vacuous))
+
+
+def evaluate_region(region: Region, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """The region's outputs in float64, with constants before rounding."""
+    used = {name: feeds[name] for name in region.inputs}
+    return evaluate(
+        region.nodes, region.exact_constants(), used, list(region.outputs), region.opsets
+    )
+
+
+def random_inputs(types: Mapping[str, TensorType], place: str, seed: int) -> dict[str, Any]:
+    """Fresh random values for cut tensors; the draw depends on the place and the seed only."""
+    rng = np.random.default_rng([seed, zlib.crc32(place.encode())])
+    return {name: _random(kind, rng) for name, kind in sorted(types.items())}
+
+
+def _random(kind: TensorType, rng: np.random.Generator) -> Any:
+    shape = kind.shape
+    if shape is None or not all(isinstance(d, int) for d in shape):
+        raise UnsupportedInFloat64("dynamic shape", f"a cut tensor has the shape {shape}")
+    dtype = np.float64 if kind.is_float else onnx.helper.tensor_dtype_to_np_dtype(kind.onnx_type)
+    values = cut_input([int(d) for d in shape if d is not None], dtype, rng, valid_range=(0, 2))
+    if not kind.is_float:
+        return values
+    # Some values are large: a Clip that a rewrite forgot has to have something to clip.
+    return values * rng.choice([1.0, 8.0], p=[0.875, 0.125], size=values.shape)
+
+
+def _bound(rewrite: Rewrite, contract: Contract) -> float:
+    ops = {node.op_type for node in [*rewrite.old.nodes, *rewrite.new.nodes]}
+    return 0.0 if contract == "exact" and ops <= DATA_MOVEMENT else BOUNDS[contract]
+
+
+def _words(error: Error) -> str:
+    return f"centred relative L2 {error.centred_l2:.3g}, max|d|/max|b| {error.max_ratio:.3g}"
+
+
+# -- declared passes: the old network is a black box on both sides --------------------------------
+
+
+def _prove_declared(rewrite: Rewrite, pass_: DeclaredPass[Any], bound: float, seed: int) -> Proof:
+    assert rewrite.before is not None
+    assert rewrite.after is not None
+    for (original, copy, plugs), call in zip(rewrite.copies, rewrite.calls[1:], strict=True):
+        difference = difference_of_copy(original, copy, plugs, call.outputs)
+        if difference is not None:
+            return Proof("fail", float("inf"), bound, f"the copy is not the network: {difference}")
+    f = _black_box(rewrite) if rewrite.calls else partial(evaluate_region, rewrite.old)
+    inputs = image_like_inputs(rewrite.after.inputs, seed)
+    expected = pass_.expected(f, inputs, rewrite.before)
+    actual = _run_plugged(rewrite, f, inputs)
+    proof = judge(actual, {name: expected[name] for name in rewrite.after.outputs}, bound)
+    if proof.status == "pass" and rewrite.calls:
+        # What a pass does to a map without any contrast is a case of its own.
+        flat = partial(_flat_box, rewrite.before.outputs)
+        proofs = judge(
+            _run_plugged(rewrite, flat, inputs), pass_.expected(flat, inputs, rewrite.before), bound
+        )
+        return proofs if proofs.status == "fail" else proof
+    return proof
+
+
+def image_like_inputs(types: Mapping[str, TensorType], seed: int) -> dict[str, Float64]:
+    """Images in [0, 255] for rank 4, else standard normal values; float64.
+
+    Raises UnsupportedInFloat64 for a dynamic shape.
+    """
+    values = {}
+    for name, kind in types.items():
+        shape = [int(d) for d in kind.shape or () if isinstance(d, int)]
+        if len(shape) == len(kind.shape or ()) == 4 and kind.is_float:
+            values[name] = natural_image(shape, seed).astype(np.float64)
+        else:
+            values |= random_inputs({name: kind}, name, seed)
+    return values
+
+
+def _black_box(rewrite: Rewrite) -> Function:
+    """A stand-in with the network's signature: nonlinear, different at every position, cheap.
+
+    The new model uses the network unchanged, so the claim must hold for every function; this one
+    shows a wrong size, order, mirror or channel that a smooth depth map might hide.
+    """
+    assert rewrite.before is not None
+    outputs = rewrite.before.outputs
+
+    def stand_in(inputs: Mapping[str, Float64]) -> dict[str, Float64]:
+        flat = np.concatenate([inputs[name].reshape(-1) for name in sorted(inputs)])
+        results = {}
+        for name, kind in outputs.items():
+            rng = np.random.default_rng(zlib.crc32(name.encode()))
+            shape = tuple(int(d) for d in kind.shape or () if isinstance(d, int))
+            picks = rng.integers(0, flat.size, (4, int(np.prod(shape))))
+            phase = rng.standard_normal(picks.shape)
+            results[name] = np.sin(flat[picks] / 64 + phase).sum(axis=0).reshape(shape)
+        return results
+
+    return stand_in
+
+
+def _flat_box(
+    outputs: Mapping[str, TensorType], _inputs: Mapping[str, Float64]
+) -> dict[str, Float64]:
+    shapes = {name: [int(d) for d in kind.shape or () if isinstance(d, int)]
+              for name, kind in outputs.items()}  # fmt: skip
+    return {name: np.zeros(shape) for name, shape in shapes.items()}
+
+
+def _run_plugged(
+    rewrite: Rewrite, f: Function, inputs: Mapping[str, Float64]
+) -> dict[str, Float64]:
+    """The new model, with `f` in place of the network and of its copies."""
+    known: dict[str, Any] = dict(inputs)
+    region = rewrite.new
+
+    def compute(names: list[str]) -> dict[str, Any]:
+        missing = [name for name in names if name not in known]
+        constants = region.exact_constants()
+        made = evaluate(region.nodes, constants, known, missing, region.opsets) if missing else {}
+        return {name: made[name] if name in made else known[name] for name in names}
+
+    for call in rewrite.calls:
+        values = compute(list(call.inputs.values()))
+        results = f({old: values[tensor] for old, tensor in call.inputs.items()})
+        known |= {tensor: results[old] for old, tensor in call.outputs.items()}
+    assert rewrite.after is not None
+    return compute(list(rewrite.after.outputs))
+
+
+def difference_of_copy(
+    original: Region, copy: Region, plugs: Mapping[str, str], outputs: Mapping[str, str]
+) -> str | None:
+    """How a copy differs from the network, apart from names and from what `plugs` replaces."""
+    if len(original.nodes) != len(copy.nodes):
+        return f"{len(copy.nodes)} nodes instead of {len(original.nodes)}"
+    names = dict(plugs)
+    for old, new in zip(original.nodes, copy.nodes, strict=True):
+        if _kind(old) != _kind(new) or len(old.input) != len(new.input):
+            return f"{new.name!r} is not {old.name!r}"
+        for was, now in zip(old.input, new.input, strict=True):
+            same_weight = original.constants.get(was) is copy.constants.get(now)
+            if names.get(was, was) != now or not same_weight:
+                return f"{new.name!r} reads {now!r} where {old.name!r} reads {was!r}"
+        names |= dict(zip(old.output, new.output, strict=True))
+    wrong = [old for old, tensor in outputs.items() if names.get(old) != tensor]
+    return f"{wrong[0]!r} is taken from elsewhere" if wrong else None
+
+
+def _kind(node: onnx.NodeProto) -> tuple[str, str, list[bytes]]:
+    attributes = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
+    return node.op_type, node.domain, attributes

@@ -1,0 +1,120 @@
+"""Rung 1: the stage is a valid model with the signature that its contract allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from compiler.components import changed_components, node_key
+from compiler.graph import Graph
+from compiler.region import whole
+from compiler.rewrite import (
+    DeclaredPass,
+    GraphPass,
+    LocalPass,
+    Pass,
+    Rewrite,
+    Signature,
+    apply_pass,
+)
+
+
+def structure_faults(
+    before: Signature, after: Path, pass_: Pass, rewrites: Sequence[Rewrite]
+) -> list[str]:
+    """What is wrong with a stage; empty if nothing is.
+
+    Args:
+        before: the signature of the stage before.
+        after: the stage, as it was written.
+        pass_: the pass that made it.
+        rewrites: what the pass is recorded to have done.
+    """
+    malformed = checker_faults(after)
+    if malformed:
+        return [f"{_culprit(fault, rewrites)} is malformed: {fault}" for fault in malformed]
+    if isinstance(pass_, DeclaredPass) or Signature.of(Graph.load(after)).same_as(before):
+        return []
+    return [f"{pass_.name} changed the model's inputs or outputs"]
+
+
+def record_faults(before: Path, after: Path, pass_: Pass, rewrites: Sequence[Rewrite]) -> list[str]:
+    """What a stage holds beside the rewrites that have been proven; empty if nothing.
+
+    Args:
+        before: the stage before, as it was written.
+        after: the stage, as it was written.
+        pass_: the pass that made it.
+        rewrites: what the pass is recorded to have done.
+    """
+    old, new = Graph.load(before), Graph.load(after)
+    changed = _unrecorded(old, new, rewrites)
+    again = [] if isinstance(pass_, DeclaredPass) else _second_run(new, pass_)
+    return [
+        *_changed_semantics(old, new, pass_),
+        *(f"{pass_.name} changed {name!r} outside of its rewrites" for name in changed),
+        *(f"a second run of {pass_.name} rewrites {place!r} once more" for place in again),
+    ]
+
+
+def _changed_semantics(before: Graph, after: Graph, pass_: Pass) -> list[str]:
+    """What would change the meaning of nodes that look the same: opsets and local functions."""
+    old, new = before.opsets, after.opsets
+    opsets = [f"{d or 'ai.onnx'} {v} → {new[d]}" for d, v in old.items() if new.get(d, v) != v]
+    faults = [f"{pass_.name} changed the opset {change}" for change in opsets]
+    bodies = [
+        onnx.ModelProto(functions=g.to_model(stubs=_names(g)).functions) for g in (before, after)
+    ]
+    one, two = (body.SerializeToString(deterministic=True) for body in bodies)
+    return faults if one == two else [*faults, f"{pass_.name} changed the model's functions"]
+
+
+def _names(graph: Graph) -> list[str]:
+    return [tensor.name for tensor in graph.constants()]
+
+
+def _culprit(fault: str, rewrites: Sequence[Rewrite]) -> str:
+    """The rewrite whose new node a message names (the longest such name), else just the stage."""
+    named = [
+        (len(node.name), rewrite.title)
+        for rewrite in rewrites
+        for node in rewrite.new.nodes
+        if node.name and node.name in fault
+    ]
+    return max(named, default=(0, "the stage"))[1]
+
+
+def _unrecorded(before: Graph, after: Graph, rewrites: Sequence[Rewrite]) -> list[str]:
+    """The nodes of `after` that neither were there before nor are in the record of a rewrite.
+
+    What is proven is the record; this shows that the file holds it, and nothing else is new.
+    """
+    names = {old: now for r in rewrites for call in r.calls[:1]
+             for old, now in [*call.inputs.items(), *call.outputs.items()]}  # fmt: skip
+    source, result = whole(before), whole(after)
+    claims = {name: r.new.constants[name] for r in rewrites for name in r.new.outputs
+              if name in r.new.constants}  # fmt: skip
+    known = {node_key(node, {**source.constants, **claims}, names) for node in source.nodes}
+    for rewrite in rewrites:
+        for region in (rewrite.new, *(copy for _, copy, _ in rewrite.copies)):
+            known |= {node_key(node, region.constants, {}) for node in region.nodes}
+    return [n.name for n in result.nodes if node_key(n, result.constants, {}) not in known]
+
+
+def checker_faults(path: Path) -> list[str]:
+    """onnx.checker with strict shape inference, on the file as it is."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return [str(error).strip().splitlines()[0]]
+    return []
+
+
+def _second_run(graph: Graph, pass_: Pass) -> list[str]:
+    if isinstance(pass_, GraphPass):
+        return [r.place for r in changed_components(graph, pass_.simplified(graph), pass_.name)]
+    local: LocalPass[Any] = pass_  # type: ignore[assignment]
+    return [rewrite.place for rewrite in apply_pass(graph, local).rewrites]

@@ -1,0 +1,1 @@
+"""One rewrite a file: `passes/split_heads.py` is what `--passes split_heads` runs."""
