@@ -1,0 +1,116 @@
+"""The model takes height×width images and returns a height×width map, resized bilinearly.
+
+    image[1×3×h×w] → network → map[1×h×w]
+    image[1×3×H×W] → Resize → network → Reshape → Resize → map[1×1×H×W]
+
+Both resizes are bilinear with aligned corners: output sample i of n lies at i·(m-1)/(n-1) of the m
+input samples, at 0 if n = 1. There is no antialiasing. `insert_resize:height=480:width=640`.
+
+Contract: declared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from compiler.graph import Graph, Shape, Tensor, static_shape
+from compiler.rewrite import (
+    Builder,
+    DeclaredPass,
+    Float64,
+    Function,
+    Replacement,
+    Signature,
+    TensorType,
+)
+
+
+@dataclass(frozen=True)
+class Network:
+    """The whole model: images in, a map out."""
+
+    place: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+@dataclass(frozen=True)
+class InsertResize(DeclaredPass[Network]):
+    """See the module."""
+
+    height: int
+    width: int
+
+    def match(self, graph: Graph) -> Iterator[Network]:
+        """The model."""
+        yield Network(graph.outputs[0].name, graph.inputs, graph.outputs)
+
+    def guard(self, graph: Graph, match: Network) -> str | None:
+        """Refuses anything but one float image in and one map out, and a model of that size."""
+        if min(self.height, self.width) < 1:
+            return f"height={self.height}:width={self.width} is not a size"
+        if graph.opset < 11:
+            return f"opset {graph.opset} has no Resize with align_corners (11 and later do)"
+        names = [[t.name for t in match.inputs], [t.name for t in match.outputs]]
+        if len(names[0]) != 1 or len(names[1]) != 1:
+            return f"the model maps {names[0]} to {names[1]}, not one image to one map"
+        image, result = static_shape(match.inputs[0]), static_shape(match.outputs[0])
+        if image is None or len(image) != 4 or not TensorType.of(match.inputs[0]).is_float:
+            return f"the input is {TensorType.of(match.inputs[0])}, not a float N×C×H×W image"
+        if result is None or len(result) not in (3, 4) or (len(result) == 4 and result[1] != 1):
+            return f"the output is {TensorType.of(match.outputs[0])}, not N×H×W or N×1×H×W"
+        if image[2:] == result[-2:] == (self.height, self.width):
+            return f"the model already takes and returns {self.height}×{self.width}"
+        return None
+
+    def rewrite(self, graph: Graph, match: Network) -> Replacement:
+        """Puts one Resize before and one after."""
+        (image,), (result,) = match.inputs, match.outputs
+        builder = Builder(graph, self.name)
+        whole = builder.new_input(image, (*image.shape[:2], self.height, self.width))
+        resized = _resize(graph, builder, whole, tuple(image.shape))
+        planes = (result.shape[0], 1, *result.shape[-2:])
+        if len(result.shape) == 3:
+            result_4d = builder.node("Reshape", [result, builder.ints(planes, "N×1×H×W")], planes)
+        else:
+            result_4d = result
+        final = _resize(graph, builder, result_4d, (*planes[:2], self.height, self.width))
+        return Replacement(builder, [(image, resized), (result, final)], [(image, whole)])
+
+    def expected(
+        self, f: Function, inputs: Mapping[str, Float64], before: Signature
+    ) -> dict[str, Float64]:
+        """bilinear(f(bilinear(image)))."""
+        ((name, kind),) = before.inputs.items()
+        height, width = (d for d in (kind.shape or ())[2:] if isinstance(d, int))
+        ((output, result),) = f({name: _bilinear(inputs[name], height, width)}).items()
+        planes = result.reshape(len(result), 1, *result.shape[-2:])
+        return {output: _bilinear(planes, self.height, self.width)}
+
+
+def _resize(graph: Graph, builder: Builder, tensor: Tensor, shape: Shape) -> Tensor:
+    """A bilinear Resize to `shape`; before opset 13 an input can't be left out, only empty."""
+    unused = (
+        gs.Variable.empty() if graph.opset >= 13
+        else builder.constant(np.zeros(0), np.dtype(np.float32), "unused")
+    )  # fmt: skip
+    return builder.node(
+        "Resize", [tensor, unused, unused, builder.ints(shape, "sizes")], shape,
+        mode="linear", coordinate_transformation_mode="align_corners",
+    )  # fmt: skip
+
+
+def _bilinear(image: Float64, height: int, width: int) -> Float64:
+    """`image` at evenly spaced positions, from the first to the last sample of both last axes."""
+    for axis, size in ((-2, height), (-1, width)):
+        # Positions as exact fractions: whole samples, and the rest over size - 1.
+        last, steps = image.shape[axis] - 1, max(size - 1, 1)
+        before, rest = np.divmod(np.arange(size) * last, steps)
+        after = np.minimum(before + 1, last)
+        weight = (rest / steps).reshape((-1,) + (1,) * (-1 - axis))
+        image = np.take(image, before, axis) * (1 - weight) + np.take(image, after, axis) * weight
+    return image

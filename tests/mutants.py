@@ -1,0 +1,566 @@
+"""Faults to plant into what the passes make, one function each; the verifier has to find them.
+
+The set is that of verification.md. A fault is planted into the replacement that a pass proposes
+(for one of the model's attentions, the second), into the graph that `canonicalize` returns, or
+into the one decision that the fault is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+from small_depth import CHANNELS, HEADS
+
+from compiler.graph import Graph, producer_of
+from compiler.pipeline import pass_class
+from compiler.rewrite import Builder, Copy, Replacement
+from compiler.slicing import Slicer, Take
+from compiler.weights import NewWeight
+from passes import fold_norm, split_heads
+from passes.canonicalize import Canonicalize
+
+# The attention, of the four, that a fault is planted in; rewrites are counted from 0.
+FAULTY = 1
+D = CHANNELS // HEADS
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A pipeline of one pass, and how its fault gets in."""
+
+    id: str
+    passes: str
+    plant: Plant
+
+
+# -- how faults get in -----------------------------------------------------------------------------
+
+
+def in_replacement(
+    name: str, corrupt: Callable[[Graph, Replacement], Replacement | None], index: int = 0
+) -> Plant:
+    """Corrupts what the pass `name` proposes at its `index`-th match."""
+
+    def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+        honest, calls = pass_class(name).rewrite, []
+
+        def rewrite(self: Any, graph: Graph, match: Any) -> Replacement:
+            proposal = honest(self, graph, match)
+            calls.append(match)
+            wrong = corrupt(graph, proposal) if len(calls) == index + 1 else None
+            return proposal if wrong is None else wrong
+
+        monkeypatch.setattr(pass_class(name), "rewrite", rewrite)
+
+    return plant
+
+
+def in_simplified(corrupt: Callable[[Graph], None]) -> Plant:
+    """Corrupts the graph that canonicalize returns (once: a second run must change nothing)."""
+
+    def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+        honest, runs = Canonicalize.simplified, []
+
+        def simplified(self: Canonicalize, graph: Graph) -> Graph:
+            result = honest(self, graph)
+            if not runs:
+                corrupt(result)
+            runs.append(graph)
+            return result
+
+        monkeypatch.setattr(Canonicalize, "simplified", simplified)
+
+    return plant
+
+
+def in_affine(corrupt: Callable[[Any, Any], tuple[Any, Any]]) -> Plant:
+    """Corrupts the scale and shift that fold_norm computes."""
+
+    def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+        honest = fold_norm._affine
+        monkeypatch.setattr(fold_norm, "_affine", lambda *args: corrupt(*honest(*args)))
+
+    return plant
+
+
+def in_take(take: Callable[[split_heads.Attention, int, int], Take]) -> Plant:
+    """Replaces the slice of the merged result that a head is taken to be."""
+    return lambda monkeypatch: monkeypatch.setattr(split_heads.Attention, "take", take)
+
+
+def in_pull(projection: str, shift: int) -> Plant:
+    """Shifts the columns that every head but the first and last takes of a projection's weights."""
+
+    def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+        honest, faulty = Slicer._sliced_constant, []
+
+        def sliced(self: Slicer, tensor: Any, take: Take) -> Any:
+            if not faulty:
+                bias = layer(f"attention.{projection}.bias")
+                faulty.append(projection_of(self.graph, bias).inputs[1])
+            if tensor is faulty[0] and take.start > 0 and take.stop < CHANNELS:
+                take = replace(take, start=take.start + shift, stop=take.stop + shift)
+            return honest(self, tensor, take)
+
+        monkeypatch.setattr(Slicer, "_sliced_constant", sliced)
+
+    return plant
+
+
+# -- attention -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Head:
+    """The nodes of one head of a split attention, found by walking back from the merge."""
+
+    builder: Builder
+    product: Any
+
+    @property
+    def softmax(self) -> Any:
+        return producer_of(self.product.inputs[0])
+
+    @property
+    def scaled(self) -> Any:
+        return producer_of(self.softmax.inputs[0])
+
+    @property
+    def scores(self) -> Any:
+        return producer_of(self.scaled.inputs[0])
+
+    @property
+    def query(self) -> Any:
+        return self.scores.inputs[0]
+
+    @property
+    def transposed_key(self) -> Any:
+        return self.scores.inputs[1]
+
+    @property
+    def key(self) -> Any:
+        return producer_of(self.transposed_key).inputs[0]
+
+    @property
+    def value(self) -> Any:
+        return self.product.inputs[1]
+
+    def transposed(self, tensor: Any) -> Any:
+        _, tokens, width = tensor.shape
+        return self.builder.node("Transpose", [tensor], (1, width, tokens), perm=[0, 2, 1])
+
+    def scale_by(self, factor: float) -> None:
+        scale = self.builder._graph.exact(self.scaled.inputs[1])
+        constant = self.builder.constant(scale * factor, self.scaled.inputs[1].dtype, "scale")
+        self.scaled.inputs[1] = constant
+
+
+def heads_of(proposal: Replacement) -> list[Head]:
+    merge = producer_of(proposal.outputs[0][1])
+    assert merge.op == "Concat"
+    assert len(merge.inputs) == HEADS
+    return [Head(proposal.builder, producer_of(part)) for part in merge.inputs]
+
+
+def in_heads(corrupt: Callable[[list[Head]], None]) -> Plant:
+    return in_replacement("split_heads", lambda _, new: corrupt(heads_of(new)), FAULTY)
+
+
+def scale_missing(heads: list[Head]) -> None:
+    heads[1].softmax.inputs[0] = heads[1].scores.outputs[0]
+
+
+def scale_twice(heads: list[Head]) -> None:
+    head = heads[1]
+    scaled = head.scaled.outputs[0]
+    again = head.builder.node("Mul", [scaled, head.scaled.inputs[1]], tuple(scaled.shape))
+    head.softmax.inputs[0] = again
+
+
+def scale_of_all_channels(heads: list[Head]) -> None:
+    for head in heads:
+        head.scale_by(HEADS**-0.5)
+
+
+def scale_one_percent_off(heads: list[Head]) -> None:
+    heads[1].scale_by(1.01)
+
+
+def softmax_over_queries(heads: list[Head]) -> None:
+    heads[1].softmax.attrs["axis"] = 1
+
+
+def query_and_key_swapped(heads: list[Head]) -> None:
+    head = heads[1]
+    query, key = head.query, head.key
+    scores = head.scores
+    scores.inputs[0], scores.inputs[1] = key, head.transposed(query)
+
+
+def key_and_value_swapped(heads: list[Head]) -> None:
+    head = heads[1]
+    key, value = head.key, head.value
+    head.scores.inputs[1] = head.transposed(value)
+    head.product.inputs[1] = key
+
+
+def key_reshaped(heads: list[Head]) -> None:
+    head = heads[1]
+    _, tokens, width = head.key.shape
+    target = head.builder.ints([1, width, tokens], "shape")
+    head.scores.inputs[1] = head.builder.node("Reshape", [head.key, target], (1, width, tokens))
+
+
+def two_values_swapped(heads: list[Head]) -> None:
+    one, two = heads[1].value, heads[2].value
+    heads[1].product.inputs[1], heads[2].product.inputs[1] = two, one
+
+
+def key_of_head_0(heads: list[Head]) -> None:
+    for head in heads[1:]:
+        head.scores.inputs[1] = heads[0].transposed_key
+
+
+def head_zeroed(heads: list[Head]) -> None:
+    value = heads[1].value
+    zero = heads[1].builder.constant(np.array(0.0), value.dtype, "zero")
+    heads[1].product.inputs[1] = heads[1].builder.node("Mul", [value, zero], tuple(value.shape))
+
+
+def two_outputs_swapped(_: Graph, proposal: Replacement) -> None:
+    merge = producer_of(proposal.outputs[0][1])
+    merge.inputs[1], merge.inputs[2] = merge.inputs[2], merge.inputs[1]
+
+
+def head_left_out(_: Graph, proposal: Replacement) -> None:
+    merge = producer_of(proposal.outputs[0][1])
+    merge.inputs.pop(1)
+
+
+def head_repeated(_: Graph, proposal: Replacement) -> None:
+    merge = producer_of(proposal.outputs[0][1])
+    merge.inputs[1] = merge.inputs[0]
+
+
+def bias_dropped_in_head(tensor_of: Callable[[Head], Any]) -> Callable[[list[Head]], None]:
+    """Readers of the projected tensor get it from before the bias was added."""
+
+    def corrupt(heads: list[Head]) -> None:
+        add = producer_of(tensor_of(heads[1]))
+        assert add.op == "Add"
+        output = add.outputs[0]
+        for user in list(output.outputs):
+            user.inputs[list(user.inputs).index(output)] = add.inputs[0]
+
+    return corrupt
+
+
+def interleaved(match: split_heads.Attention, first: int, count: int) -> Take:
+    return Take(match.axis, first, match.heads * match.block, match.heads)
+
+
+def relabelled(match: split_heads.Attention, first: int, count: int) -> Take:
+    other = (first + 2) % match.heads
+    return Take(match.axis, other * match.block, (other + count) * match.block)
+
+
+ATTENTION = [
+    Mutant(name, "split_heads", plant)
+    for name, plant in {
+        "scale missing": in_heads(scale_missing),
+        "scale twice": in_heads(scale_twice),
+        "scale of C instead of D": in_heads(scale_of_all_channels),
+        "scale x1.01": in_heads(scale_one_percent_off),
+        "softmax over queries": in_heads(softmax_over_queries),
+        "q and k swapped": in_heads(query_and_key_swapped),
+        "k and v swapped": in_heads(key_and_value_swapped),
+        "k reshaped, not transposed": in_heads(key_reshaped),
+        "two heads of v swapped": in_heads(two_values_swapped),
+        "two heads of the output swapped": in_replacement(
+            "split_heads", two_outputs_swapped, FAULTY
+        ),
+        "heads interleaved": in_take(interleaved),
+        "heads relabelled in one place": in_take(relabelled),
+        "slice +1 of k": in_pull("k_proj", 1),
+        "slice -1 of v": in_pull("v_proj", -1),
+        "head zeroed": in_heads(head_zeroed),
+        "head left out": in_replacement("split_heads", head_left_out, FAULTY),
+        "head 0 twice": in_replacement("split_heads", head_repeated, FAULTY),
+        "k of head 0 for all": in_heads(key_of_head_0),
+        "q bias dropped": in_heads(bias_dropped_in_head(lambda head: head.query)),
+        "v bias dropped": in_heads(bias_dropped_in_head(lambda head: head.value)),
+    }.items()
+]
+
+EQUIVALENT = [
+    Mutant("heads relabelled consistently", "split_heads:merge=sum", in_take(relabelled)),
+    Mutant(
+        "k bias dropped",
+        "split_heads",
+        in_heads(bias_dropped_in_head(lambda head: head.key)),
+    ),
+]
+
+# -- the rest of the network, through canonicalize -------------------------------------------------
+
+
+def reader_of(graph: Graph, name: str) -> tuple[Any, int]:
+    """The node that reads the weight whose name ends in `name` (in layer FAULTY), and where."""
+    for node in graph.nodes:
+        for position, tensor in enumerate(node.inputs):
+            if isinstance(tensor, gs.Constant) and tensor.name.endswith(name):
+                return node, position
+    raise AssertionError(f"no node reads {name}")
+
+
+def layer(name: str) -> str:
+    return f"encoder.layer.{FAULTY}.{name}"
+
+
+def changed_weight(name: str, change: Callable[[Any], Any], graph: Graph) -> None:
+    node, position = reader_of(graph, name)
+    old = node.inputs[position]
+    values = change(np.array(graph.exact(old)))
+    fresh = graph.fresh_name(f"{old.name}/changed")
+    node.inputs[position] = gs.Constant(fresh, NewWeight(values, old.dtype, "changed"))
+
+
+def one_element(values: Any) -> Any:
+    values.reshape(-1)[values.size // 3] *= 1.01
+    return values
+
+
+def bias_dropped(name: str, graph: Graph) -> None:
+    node, position = reader_of(graph, name)
+    if node.op == "Conv":
+        node.inputs.pop(position)
+        return
+    bypass(graph, node, node.inputs[1 - position])
+
+
+def bypass(graph: Graph, node: Any, source: Any) -> None:
+    output = node.outputs[0]
+    for user in list(output.outputs):
+        user.inputs[list(user.inputs).index(output)] = source
+    graph.ir.nodes.remove(node)
+
+
+def projection_of(graph: Graph, bias: str) -> Any:
+    """The MatMul in front of a bias."""
+    node, position = reader_of(graph, bias)
+    return producer_of(node.inputs[1 - position])
+
+
+def one_weight_element(graph: Graph) -> None:
+    matmul = projection_of(graph, layer("mlp.fc1.bias"))
+    changed_weight(matmul.inputs[1].name, one_element, graph)
+
+
+def eps_ten_times(graph: Graph) -> None:
+    node, _ = reader_of(graph, layer("norm1.weight"))
+    node.attrs["epsilon"] *= 10
+
+
+def residual_after_norm(graph: Graph) -> None:
+    """The residual of the attention comes from behind the LayerNorm."""
+    scale, _ = reader_of(graph, layer("layer_scale1.lambda1"))
+    (add,) = scale.outputs[0].outputs
+    norm, _ = reader_of(graph, layer("norm1.weight"))
+    add.inputs[1 - list(add.inputs).index(scale.outputs[0])] = norm.outputs[0]
+
+
+def residual_of_the_layer_before(graph: Graph) -> None:
+    """The residual of the MLP skips the attention's."""
+    scale, _ = reader_of(graph, layer("layer_scale2.lambda1"))
+    (add,) = scale.outputs[0].outputs
+    norm, _ = reader_of(graph, layer("norm1.weight"))
+    add.inputs[1 - list(add.inputs).index(scale.outputs[0])] = norm.inputs[0]
+
+
+def gelu_by_tanh(graph: Graph) -> None:
+    """gelu(x) ≈ x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))), for x/2 · (1 + erf(x/√2))."""
+    bias, _ = reader_of(graph, layer("mlp.fc1.bias"))
+    (erf,) = [
+        node
+        for node in graph.nodes
+        if node.op == "Erf" and producer_of(node.inputs[0]).inputs[0] is bias.outputs[0]
+    ]
+    x, shape, builder = bias.outputs[0], tuple(bias.outputs[0].shape), Builder(graph, "tanh")
+    number = partial(builder.constant, dtype=x.dtype, how="number")
+    square = builder.node("Mul", [x, x], shape)
+    cubic = builder.node("Mul", [builder.node("Mul", [square, x], shape),
+                                 number(np.array(0.044715))], shape)  # fmt: skip
+    inner = builder.node("Add", [x, cubic], shape)
+    inner = builder.node("Mul", [inner, number(np.array(np.sqrt(2 / np.pi)))], shape)
+    bypass(graph, erf, builder.node("Tanh", [inner], shape))
+    graph.nodes.extend(builder.nodes)
+    graph.sort()
+
+
+NETWORK = [
+    Mutant(name, "canonicalize", in_simplified(corrupt))
+    for name, corrupt in {
+        "LayerNorm gain": partial(changed_weight, layer("norm1.weight"), np.ones_like),
+        "LayerNorm gain x1.01": partial(changed_weight, layer("norm2.weight"), lambda w: w * 1.01),
+        "LayerNorm bias": partial(changed_weight, layer("norm1.bias"), np.zeros_like),
+        "LayerNorm eps x10": eps_ten_times,
+        "LayerScale missing": partial(changed_weight, layer("layer_scale1.lambda1"), np.ones_like),
+        "LayerScale reversed": partial(
+            changed_weight, layer("layer_scale2.lambda1"), lambda w: w[::-1]
+        ),
+        "residual from behind the norm": residual_after_norm,
+        "residual skips the attention": residual_of_the_layer_before,
+        "gelu by tanh": gelu_by_tanh,
+        "one weight element x1.01": one_weight_element,
+        "output projection bias dropped": partial(bias_dropped, layer("attention.o_proj.bias")),
+        "fc1 bias dropped": partial(bias_dropped, layer("mlp.fc1.bias")),
+        "fc2 bias dropped": partial(bias_dropped, layer("mlp.fc2.bias")),
+        "patch embedding bias dropped": partial(bias_dropped, "patch_embeddings.projection.bias"),
+    }.items()
+]
+
+# -- normalization ---------------------------------------------------------------------------------
+
+FOLD = [
+    Mutant(f"{name}{into.replace(':', ', ')}", f"fold_norm{into}", in_affine(corrupt))
+    for into in ("", ":into=conv")
+    for name, corrupt in {
+        "variance for std": lambda scale, shift: (scale**2, shift * scale),
+        "sign of the mean": lambda scale, shift: (scale, -shift),
+        "BGR order": lambda scale, shift: (scale[::-1], shift[::-1]),
+        "divided by 255": lambda scale, shift: (scale / 255, shift),
+        "shift of channel 0 for all": lambda scale, shift: (scale, shift[:1] + 0 * shift),
+    }.items()
+]
+
+# -- resizing, flipping, scaling -------------------------------------------------------------------
+
+
+def resize(position: int, attribute: str, value: str) -> Plant:
+    def corrupt(_: Graph, proposal: Replacement) -> None:
+        resizes = [node for node in proposal.builder.nodes if node.op == "Resize"]
+        resizes[position].attrs[attribute] = value
+
+    return in_replacement("insert_resize", corrupt)
+
+
+RESIZE = [
+    Mutant(f"{value} in the {where} Resize", "insert_resize:height=64:width=72",
+           resize(position, attribute, value))
+    for position, where in enumerate(("first", "last"))
+    for attribute, value in (
+        ("mode", "nearest"),
+        ("mode", "cubic"),
+        ("coordinate_transformation_mode", "half_pixel"),
+        ("coordinate_transformation_mode", "asymmetric"),
+    )
+]  # fmt: skip
+
+
+def flips(proposal: Replacement) -> list[Any]:
+    """The Gather nodes that mirror the image and the map, in this order."""
+    return [node for node in proposal.builder.nodes if node.name.startswith("flip_average/Gather")]
+
+
+def flip_of_rows(_: Graph, proposal: Replacement) -> None:
+    node = flips(proposal)[0]
+    height = node.inputs[0].shape[2]
+    node.attrs["axis"] = 2
+    node.inputs[1] = proposal.builder.ints(range(height - 1, -1, -1), "rows reversed")
+
+
+def flip_missing(position: int, _: Graph, proposal: Replacement) -> None:
+    node = flips(proposal)[position]
+    for user in list(node.outputs[0].outputs):
+        user.inputs[list(user.inputs).index(node.outputs[0])] = node.inputs[0]
+
+
+def sum_for_average(_: Graph, proposal: Replacement) -> Replacement:
+    ((result, average),) = proposal.outputs
+    total = producer_of(average).inputs[0]
+    return Replacement(proposal.builder, [(result, total)], copies=proposal.copies)
+
+
+def one_weight_of_the_copy(graph: Graph, proposal: Replacement) -> None:
+    (copy,) = proposal.copies
+    assert isinstance(copy, Copy)
+    _, twin = next(pair for pair in copy.nodes if pair[0].op == "Conv")
+    values = one_element(np.array(graph.exact(twin.inputs[1])))
+    twin.inputs[1] = proposal.builder.constant(values, twin.inputs[1].dtype, "changed")
+
+
+def last_residual_of_the_copy(_: Graph, proposal: Replacement) -> None:
+    """The copy reads one tensor of the original network."""
+    (copy,) = proposal.copies
+    original, twin = [pair for pair in copy.nodes if pair[0].op == "Add"][-1]
+    twin.inputs[0] = original.inputs[0]
+
+
+FLIP = [
+    Mutant(f"{name}, {mode}", f"flip_average:mode={mode}", in_replacement("flip_average", corrupt))
+    for mode in ("copy", "batch")
+    for name, corrupt in {
+        "rows flipped": flip_of_rows,
+        "input flip missing": partial(flip_missing, 0),
+        "output flip missing": partial(flip_missing, -1),
+        "half missing": sum_for_average,
+    }.items()
+] + [
+    Mutant(name, "flip_average", in_replacement("flip_average", corrupt))
+    for name, corrupt in {
+        "copy differs in one weight": one_weight_of_the_copy,
+        "copy reads the original": last_residual_of_the_copy,
+    }.items()
+]
+
+
+def no_minimum(_: Graph, proposal: Replacement) -> None:
+    divide = producer_of(proposal.outputs[0][1])
+    divide.inputs[0] = producer_of(divide.inputs[0]).inputs[0]
+
+
+def maximum_for_range(_: Graph, proposal: Replacement) -> None:
+    divide = producer_of(proposal.outputs[0][1])
+    span = producer_of(divide.inputs[1])
+    span.inputs[0] = producer_of(span.inputs[0]).inputs[0]
+
+
+RANGE = [
+    Mutant(name, "range_output", in_replacement("range_output", corrupt))
+    for name, corrupt in {
+        "minimum not subtracted": no_minimum,
+        "maximum for range": maximum_for_range,
+    }.items()
+]
+
+
+def edit_elsewhere(graph: Graph, _: Replacement) -> None:
+    """A pass that edits the graph itself, by too little for a whole float32 model to show."""
+    node, _ = reader_of(graph, "backbone.layernorm.weight")
+    node.attrs["epsilon"] *= 1 + 2**-20
+
+
+EDITS = [
+    Mutant(f"edit outside of the rewrite, {name}", passes, in_replacement(name, edit_elsewhere))
+    for name, passes in {
+        "split_heads": "split_heads",
+        "fold_norm": "fold_norm",
+        "insert_resize": "insert_resize:height=64:width=72",
+        "range_output": "range_output",
+    }.items()
+]
+
+WRONG = [*ATTENTION, *NETWORK, *FOLD, *RESIZE, *FLIP, *RANGE, *EDITS]
+
+
+def pipelines() -> Iterator[str]:
+    """Every pipeline that a mutant uses, once: unplanted, they must pass."""
+    yield from dict.fromkeys(mutant.passes for mutant in [*WRONG, *EQUIVALENT])

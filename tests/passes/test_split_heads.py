@@ -1,0 +1,507 @@
+"""One subgraph a head, however query, key and value were projected, packed, scaled and masked."""
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from running import Result, applied, error_in_float32, proofs, refusal
+
+import passes.split_heads
+from compiler.components import changed_components
+from compiler.graph import Graph, reads_of, static_shape
+from compiler.rewrite import Applied, apply_pass
+from compiler.verify.proof import prove
+from models import resolve
+from passes.canonicalize import Canonicalize
+from passes.split_heads import Attention, SplitHeads
+from tests.models.official import export_official, official_model
+
+SIZES = {"N5 H4 D3": (5, 4, 3), "N = H = D": (3, 3, 3), "N = D": (4, 2, 4)}
+
+
+def ints(name: str, *values: int) -> str:
+    return f"int64[{len(values)}] {name} = {{{', '.join(map(str, values))}}}"
+
+
+class Text:
+    """The text of an attention over `tokens` of `heads` · `width` features, in a batch."""
+
+    def __init__(self, tokens: int = 5, heads: int = 4, width: int = 3, batch: int = 1) -> None:
+        self.b, self.n, self.h, self.d, self.c = batch, tokens, heads, width, heads * width
+        self.inputs = [f"float[{batch},{tokens},{self.c}] x"]
+        self.constants = [
+            f"float[{self.c},{self.c}] wo", "float scale = {0.7}",
+            ints("split", batch, tokens, heads, width), ints("joined", batch, tokens, self.c),
+        ]  # fmt: skip
+        self.attend = "kt = Transpose<perm=[0,1,3,2]>(k) s = MatMul(q, kt) ss = Mul(s, scale)"
+        self.softmax = "p = Softmax<axis=-1>(ss)"
+        self.merge = "o = MatMul(p, v) ot = Transpose<perm=[0,2,1,3]>(o) m = Reshape(ot, joined)"
+        self.project = "y = MatMul(m, wo)"
+        self.outputs = "(float[a,b,c] y)"
+
+    def graph(self, qkv: str, *constants: str) -> str:
+        declared = ", ".join([*self.constants, *constants])
+        body = " ".join([qkv, self.attend, self.softmax, self.merge, self.project])
+        return f"g ({', '.join(self.inputs)}) => {self.outputs} <{declared}> {{ {body} }}"
+
+    def separate(self, bias: bool = True) -> str:
+        lines, constants = [], []
+        for name in "qkv":
+            constants.append(f"float[{self.c},{self.c}] w{name}")
+            constants.append(f"float[{self.c}] b{name}")
+            added = f"{name}2 = Add(b{name}, {name}1)" if bias else f"{name}2 = Identity({name}1)"
+            lines.append(
+                f"{name}1 = MatMul(x, w{name}) {added} {name}3 = Reshape({name}2, split) "
+                f"{name} = Transpose<perm=[0,2,1,3]>({name}3)"
+            )
+        return self.graph(" ".join(lines), *constants)
+
+    def packed(self, unpack: str, *constants: str) -> str:
+        c, d3 = self.c, (self.b, self.n, 3, self.h, self.d)
+        return self.graph(
+            f"z0 = MatMul(x, w) z = Add(z0, bias) {unpack}",
+            f"float[{c},{3 * c}] w", f"float[{3 * c}] bias", ints("apart", *d3), *constants,
+        )  # fmt: skip
+
+    def packed_gather(self) -> str:
+        picks = " ".join(f"{name} = Gather<axis=0>(t, i{k})" for k, name in enumerate("qkv"))
+        indices = [f"int64 i{k} = {{{k}}}" for k in range(3)]
+        return self.packed(
+            f"r = Reshape(z, apart) t = Transpose<perm=[2,0,3,1,4]>(r) {picks}", *indices
+        )
+
+    def packed_split(self) -> str:
+        """The thirds are split off before the heads; `unbind` of the dynamo exporter."""
+        squeezed = " ".join(f"{name} = Squeeze({name}1, zero)" for name in "qkv")
+        return self.packed(
+            "r = Reshape(z, apart) t = Transpose<perm=[2,0,3,1,4]>(r) "
+            f"q1, k1, v1 = Split<axis=0>(t, ones) {squeezed}",
+            ints("ones", 1, 1, 1), ints("zero", 0),
+        )  # fmt: skip
+
+    def packed_chunks(self) -> str:
+        """`chunk(3, dim=-1)`: three Slices of the columns."""
+        lines, constants = [], [ints("ax", -1)]
+        for k, name in enumerate("qkv"):
+            constants += [ints(f"s{k}", k * self.c), ints(f"e{k}", (k + 1) * self.c)]
+            lines.append(
+                f"{name}1 = Slice(z, s{k}, e{k}, ax) {name}2 = Reshape({name}1, split) "
+                f"{name} = Transpose<perm=[0,2,1,3]>({name}2)"
+            )
+        return self.packed(" ".join(lines), *constants)
+
+    def packed_per_head(self) -> str:
+        """Query, key and value of a head lie together: H·3·D (GPT-NeoX, BLOOM)."""
+        d = self.d
+        cuts = ints("ds", d, d, d)
+        turned = " ".join(f"{name} = Transpose<perm=[0,2,1,3]>({name}1)" for name in "qkv")
+        return self.packed(
+            f"r = Reshape(z, per_head) q1, k1, v1 = Split<axis=3>(r, ds) {turned}",
+            ints("per_head", self.b, self.n, self.h, 3 * d), cuts,
+        )  # fmt: skip
+
+    def head_last(self) -> str:
+        """C = D·H: the heads are the inner factor, so each one takes strided columns."""
+        inner = ints("inner", self.b, self.n, self.d, self.h)
+        lines = [f"{name}1 = MatMul(x, w{name}) {name}2 = Reshape({name}1, inner) "
+                 f"{name} = Transpose<perm=[0,3,1,2]>({name}2)" for name in "qkv"]  # fmt: skip
+        constants = [f"float[{self.c},{self.c}] w{name}" for name in "qkv"]
+        return self.graph(" ".join(lines), inner, *constants)
+
+    def head_last_merge(self) -> str:
+        """The merged features are D·H as well: the heads stay the last axis until the Reshape."""
+        self.merge = "o = MatMul(p, v) ot = Transpose<perm=[0,2,3,1]>(o) m = Reshape(ot, joined)"
+        return self.head_last()
+
+    def gemm(self) -> str:
+        """Projections on the matrix of all tokens, as onnxsim makes them."""
+        lines, constants = [], [ints("rows", self.b * self.n, self.c)]
+        for name in "qkv":
+            constants += [f"float[{self.c},{self.c}] w{name}", f"float[{self.c}] b{name}"]
+            lines.append(
+                f"{name}1 = Gemm<transB=1>(rowed, w{name}, b{name}) {name}2 = Reshape({name}1, "
+                f"split) {name} = Transpose<perm=[0,2,1,3]>({name}2)"
+            )
+        return self.graph("rowed = Reshape(x, rows) " + " ".join(lines), *constants)
+
+    def folded_batch(self) -> str:
+        """[B·H, N, D], as fairseq and torch's MultiheadAttention write it."""
+        self.attend = "kt = Transpose<perm=[0,2,1]>(k) s = MatMul(q, kt) ss = Mul(s, scale)"
+        self.merge = (
+            "o = MatMul(p, v) o4 = Reshape(o, unfold) ot = Transpose<perm=[0,2,1,3]>(o4) "
+            "m = Reshape(ot, joined)"
+        )
+        lines, constants = [], []
+        for name in "qkv":
+            constants.append(f"float[{self.c},{self.c}] w{name}")
+            lines.append(
+                f"{name}1 = MatMul(x, w{name}) {name}2 = Reshape({name}1, split) "
+                f"{name}3 = Transpose<perm=[0,2,1,3]>({name}2) {name} = Reshape({name}3, fold)"
+            )
+        shapes = (ints("fold", self.b * self.h, self.n, self.d),
+                  ints("unfold", self.b, self.h, self.n, self.d))  # fmt: skip
+        return self.graph(" ".join(lines), *constants, *shapes)
+
+    def grouped_keys(self) -> str:
+        """GQA: two heads of query share one of key and value, repeated by Expand."""
+        groups, width = self.h // 2, self.h // 2 * self.d
+        five = ints("five", self.b, groups, 2, self.n, self.d)
+        four = ints("four", self.b, self.h, self.n, self.d)
+        lines = ["q1 = MatMul(x, wq) q2 = Reshape(q1, split) q = Transpose<perm=[0,2,1,3]>(q2)"]
+        for name in "kv":
+            lines.append(
+                f"{name}1 = MatMul(x, w{name}) {name}2 = Reshape({name}1, few) "
+                f"{name}3 = Transpose<perm=[0,2,1,3]>({name}2) {name}4 = Unsqueeze({name}3, two) "
+                f"{name}5 = Expand({name}4, five) {name} = Reshape({name}5, four)"
+            )
+        return self.graph(
+            " ".join(lines), five, four, ints("few", self.b, self.n, groups, self.d),
+            ints("two", 2), f"float[{self.c},{self.c}] wq", f"float[{self.c},{width}] wk",
+            f"float[{self.c},{width}] wv",
+        )  # fmt: skip
+
+    def masked(self, mask: str) -> "Text":
+        """A mask after the scale: `added` (relative positions, one a head), or `where` (causal)."""
+        if mask == "added":
+            self.inputs.append(f"float[1,1,1,{self.n}] padding")
+            self.constants.append(f"float[1,{self.h},{self.n},{self.n}] position")
+            self.attend += " s1 = Add(ss, position) s2 = Add(s1, padding)"
+        else:
+            self.inputs.append(f"bool[{self.n},{self.n}] seen")
+            self.constants.append("float low = {-1000}")
+            self.attend += " s2 = Where(seen, ss, low)"
+        self.softmax = "p = Softmax<axis=-1>(s2)"
+        return self
+
+    def scaled_before(self) -> "Text":
+        """√scale on query and key each, as torch's scaled_dot_product_attention is exported."""
+        self.attend = (
+            "kt = Transpose<perm=[0,1,3,2]>(k) qs = Mul(q, scale) ks = Mul(kt, scale) "
+            "ss = MatMul(qs, ks)"
+        )
+        return self
+
+
+ATTENTIONS = {
+    "separate": Text.separate,
+    "separate without bias": lambda t: t.separate(bias=False),
+    "packed, gathered": Text.packed_gather,
+    "packed, split": Text.packed_split,
+    "packed, chunked by Slice": Text.packed_chunks,
+    "packed per head": Text.packed_per_head,
+    "heads innermost": Text.head_last,
+    "heads innermost, merged so": Text.head_last_merge,
+    "Gemm on rows": Text.gemm,
+    "batch folded into heads": Text.folded_batch,
+    "scaled before": lambda t: t.scaled_before().packed_gather(),
+    "added mask": lambda t: t.masked("added").separate(),
+    "boolean mask": lambda t: t.masked("where").packed_split(),
+}
+
+
+def head_axes(graph: Graph) -> list[str]:
+    """The Softmax nodes that still run over more than one matrix of scores."""
+    return [
+        node.name
+        for node in graph.nodes
+        if node.op == "Softmax" and any(d > 1 for d in static_shape(node.outputs[0])[:-2])
+    ]
+
+
+def check(result: Result, pass_: SplitHeads, heads: int) -> None:
+    """One rewrite, proven; no head axis, no slice left inside; a second run does nothing."""
+    assert result.reasons == []
+    (rewrite,) = result.done.rewrites
+    (proof,) = proofs(result, pass_)
+    assert (proof.status, proof.detail, proof.error <= 1e-13) == ("pass", "", True)
+    assert rewrite.old.outputs == rewrite.new.outputs
+    assert result.ops.count("Softmax") == heads // pass_.group
+    again = apply_pass(result.graph.copy(), pass_)
+    assert again.rewrites == []
+
+
+# -- what is left alone ----------------------------------------------------------------------------
+
+
+def test_no_attention_no_refusal():
+    text = "g (float[2,4] x) => (float[2,4] y) { y = Softmax<axis=-1>(x) }"
+    result = applied(text, SplitHeads())
+    assert (result.done.rewrites, result.done.refusals) == ([], [])
+
+
+def test_probabilities_that_are_an_output_too():
+    text = Text()
+    text.outputs = "(float[a,b,c] y, float[d,e,f,g] p)"
+    assert refusal(text.separate(), SplitHeads()) == (
+        "the attention probabilities are also used elsewhere; a split would repeat them"
+    )
+
+
+def test_probabilities_that_another_node_reads():
+    text = Text()
+    text.outputs = "(float[a,b,c] y, float[d,e,f,g] entropy)"
+    text.project += " entropy = Log(p)"
+    assert "are also used elsewhere" in refusal(text.separate(), SplitHeads())
+
+
+def test_a_softmax_over_another_axis():
+    text = Text(4, 4, 4)
+    text.softmax = "p = Softmax<axis=1>(ss)"
+    reason = refusal(text.separate(), SplitHeads())
+    assert reason == "the Softmax runs over axis 1 of [1, 4, 4, 4]"
+
+
+@pytest.mark.parametrize("opset", [11, 12])
+def test_a_softmax_before_opset_13_over_the_last_axes(opset):
+    """Without an axis it runs over all but the first one."""
+    text = Text()
+    text.softmax = "p = Softmax(ss)"
+    assert "the Softmax runs over axis 1" in refusal(text.separate(), SplitHeads(), opset)
+
+
+@pytest.mark.parametrize(
+    ("group", "reason"),
+    [
+        (3, "4 heads can't be divided into groups of 3"),
+        (8, "4 heads can't be divided into groups of 8"),
+        (4, "it already is one group of 4 heads"),
+    ],
+)
+def test_groups_that_do_not_fit(group, reason):
+    assert refusal(Text().separate(), SplitHeads(group=group)) == reason
+
+
+def test_a_batch_is_not_heads():
+    """One head each for two images: what is left after a split of a batch."""
+    text = Text(tokens=5, heads=1, width=12, batch=2)
+    reason = refusal(text.separate(), SplitHeads())
+    assert reason == "axis 0 of 'm' is never merged with the features: a batch"
+
+
+@pytest.mark.parametrize(
+    "project",
+    ["y = Relu(m)", "y = MatMul(m, x2)", "y0 = MatMul(m, wo) y = Add(y0, m)", "y = MatMul(wn, m)"],
+)
+def test_sum_without_a_projection(project):
+    text = Text()
+    text.inputs.append(f"float[{text.c},2] x2")
+    text.constants.append(f"float[3,{text.n}] wn")
+    text.project = project
+    reason = refusal(text.separate(), SplitHeads(merge="sum"))
+    assert reason == "merge=sum: 'm' is not only multiplied by constant weights"
+
+
+def test_dynamic_shapes_are_not_matched():
+    text = re.sub(r"float\[1,5,12\] x", "float[1,n,12] x", Text().separate())
+    text = text.replace("{1, 5, 4, 3}", "{1, -1, 4, 3}").replace("{1, 5, 12}", "{1, -1, 12}")
+    assert applied(text, SplitHeads()).done.rewrites == []
+
+
+# -- what is split ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_every_attention(attention, size, tmp_path):
+    text = Text(*SIZES[size])
+    result = applied(ATTENTIONS[attention](text), SplitHeads())
+    check(result, SplitHeads(), text.h)
+    assert head_axes(result.graph) == []
+    assert result.done.rewrites[0].slices_left == 0
+    assert {"Slice", "Gather", "Split"} & set(result.ops) == set()
+    if attention != "boolean mask":
+        assert error_in_float32(result, SplitHeads(), tmp_path) < 1e-4
+
+
+@pytest.mark.parametrize("attention", sorted({*ATTENTIONS} - {"batch folded into heads"}))
+def test_batch_2(attention):
+    text = Text(batch=2)
+    result = applied(ATTENTIONS[attention](text), SplitHeads())
+    check(result, SplitHeads(), text.h)
+    assert {static_shape(n.outputs[0])[:-2] for n in result.graph.nodes if n.op == "Softmax"} <= {
+        (2, 1), (2,)
+    }  # fmt: skip
+
+
+def test_batch_2_folded_into_the_heads():
+    """[2·H, N, D]: the axis is more than heads, and is left alone."""
+    reason = refusal(Text(batch=2).folded_batch(), SplitHeads())
+    assert reason == "axis 0 of 'o' is never merged with the features: a batch"
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18, 20, 23])
+def test_opsets(opset):
+    check(applied(Text().packed_split(), SplitHeads(), opset), SplitHeads(), 4)
+
+
+def test_keys_that_heads_share():
+    text = Text()
+    result = applied(text.grouped_keys(), SplitHeads())
+    check(result, SplitHeads(), 4)
+    # Two key heads for four query heads: each is projected once.
+    assert result.ops.count("MatMul") == 4 + 2 + 2 + 2 * 4 + 1
+
+
+@pytest.mark.parametrize("attention", ["separate", "packed, gathered", "Gemm on rows"])
+def test_groups_of_two(attention):
+    pass_ = SplitHeads(group=2)
+    result = applied(ATTENTIONS[attention](Text()), pass_)
+    check(result, pass_, 4)
+    softmax = [static_shape(n.outputs[0]) for n in result.graph.nodes if n.op == "Softmax"]
+    assert [math.prod(shape[:-2]) for shape in softmax] == [2, 2]
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_merge_by_sum(group, tmp_path):
+    """Each head is multiplied by its own rows of the projection; there is no Concat."""
+    pass_ = SplitHeads(merge="sum", group=group)
+    result = applied(Text().separate(), pass_)
+    check(result, pass_, 4)
+    assert "Concat" not in result.ops
+    assert result.ops.count("Add") == 4 // group - 1 + 3 * 4 // group
+    rows = {name for name in constants(result.graph) if "wo[" in name}
+    wanted = [f"o/wo[{k}:{k + 3 * group}, :]" for k in range(0, 12, 3 * group)]
+    assert sorted(rows) == sorted(wanted)
+    assert error_in_float32(result, pass_, tmp_path) < 1e-4
+
+
+def constants(graph: Graph) -> set[str]:
+    return {tensor.name for node in graph.nodes for tensor in reads_of(node) if not tensor.inputs}
+
+
+def test_the_graph_of_a_head():
+    """From the weights to the merge, in order; what the heads share stays outside."""
+    result = applied(Text().packed_gather(), SplitHeads())
+    project = ["MatMul", "Add"]
+    head = [*project, *project, "Transpose", "MatMul", "Mul", "Softmax", *project, "MatMul"]
+    assert sorted(result.ops) == sorted([*(4 * head), "Concat", "MatMul"])
+
+
+def test_names_say_which_columns():
+    text = Text()
+    names = constants(applied(text.separate(), SplitHeads()).graph)
+    for name in "qkv":
+        columns = [f"{k}:{k + 3}" for k in (0, 3, 6, 9)]
+        assert {f"o/w{name}[:, {part}]" for part in columns} <= names
+        assert {f"o/b{name}[{part}]" for part in columns} <= names
+    assert "wq" not in names
+
+
+def test_biases_and_strides_in_names():
+    names = constants(applied(Text().head_last(), SplitHeads()).graph)
+    assert {f"o/wv[:, {k}:12:4]" for k in range(4)} <= names
+
+
+def test_two_attentions_keep_their_own_weights():
+    text = Text()
+    once = text.separate()
+    body = once[once.index("{ q1") + 1 : -1]
+    second = re.sub(r"\b(q|k|v)(\d?)\b", r"\1\2_", body)
+    second = re.sub(r"\b(kt|s|ss|p|o|ot|m)\b", r"\1_", second)
+    second = second.replace("(x, ", "(y1, ").replace("y =", "y =")
+    whole = once[: once.index("{ q1")] + "{" + body.replace("y =", "y1 =") + second + "}"
+    result = applied(whole, SplitHeads())
+    assert [proof.status for proof in proofs(result, SplitHeads())] == ["pass", "pass"]
+    assert [r.title for r in result.done.rewrites] == ["split_heads#0 at o", "split_heads#1 at o_"]
+    assert head_axes(result.graph) == []
+
+
+# -- planted faults --------------------------------------------------------------------------------
+
+FAULTS = {
+    "heads swapped": lambda takes: [takes[1], takes[0], *takes[2:]],
+    "a head twice": lambda takes: [takes[0], takes[0], *takes[2:]],
+    "one column off": lambda takes: [replace(takes[0], start=1, stop=4), *takes[1:]],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_heads_is_caught(monkeypatch, fault):
+    right = Attention.take
+    takes = FAULTS[fault]([right(ATTENTION, head, 1) for head in range(4)])
+    monkeypatch.setattr(Attention, "take", lambda _self, first, _count: takes[first])
+    result = applied(Text().separate(), SplitHeads())
+    assert [proof.status for proof in proofs(result, SplitHeads())] == ["fail"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_projections_rows_is_caught(monkeypatch, fault):
+    def summed(slicer, projection, parts, takes):
+        return right(slicer, projection, parts, FAULTS[fault](takes))
+
+    right = passes.split_heads._summed
+    monkeypatch.setattr(passes.split_heads, "_summed", summed)
+    pass_ = SplitHeads(merge="sum")
+    result = applied(Text().separate(), pass_)
+    assert [proof.status for proof in proofs(result, pass_)] == ["fail"]
+
+
+# What `take` needs to know of an attention of four heads of width 3.
+ATTENTION = Attention("o", None, None, 4, None, 2, 3)
+
+
+# -- real exports ----------------------------------------------------------------------------------
+
+
+def split(path: Path, pass_: SplitHeads | None = None) -> tuple[Graph, Applied]:
+    """The model after canonicalize and split_heads; every rewrite of both is proven."""
+    graph, canonicalize = Graph.load(path), Canonicalize()
+    simplified = canonicalize.simplified(graph)
+    for rewrite in changed_components(graph, simplified, "canonicalize"):
+        assert prove(rewrite, canonicalize).status == "pass", rewrite.title
+    pass_ = pass_ or SplitHeads()
+    done = apply_pass(simplified, pass_)
+    for rewrite in done.rewrites:
+        proof = prove(rewrite, pass_)
+        assert (proof.status, proof.detail) == ("pass", ""), rewrite.title
+    return simplified, done
+
+
+def check_all_split(graph: Graph, done: Applied, attentions: int) -> None:
+    assert [refusal.reason for refusal in done.refusals] == []
+    assert len(done.rewrites) == attentions
+    assert [rewrite.slices_left for rewrite in done.rewrites] == attentions * [0]
+    assert head_axes(graph) == []
+    assert apply_pass(graph, SplitHeads()).rewrites == []
+
+
+EXPORTS = [
+    ("torchscript", 17), ("torchscript", 18), ("torchscript", 20),
+    ("dynamo", 17), ("dynamo", 18), ("dynamo", 20),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("exporter", "opset", "height", "width"),
+    [*((*export, 28, 70) for export in EXPORTS), ("dynamo", 18, 42, 42)],
+)
+def test_the_official_codes_export(tmp_path, exporter, opset, height, width):
+    path = tmp_path / "model.onnx"
+    export_official(official_model("tiny"), path, height, width, exporter, opset)
+    check_all_split(*split(path), attentions=4)
+
+
+def test_our_export(tmp_path):
+    source = resolve("dav2-small", size="28x42", weights="twin:0", exporter="torchscript")
+    check_all_split(*split(source.write(tmp_path)), attentions=12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["vits", "vitb"])
+@pytest.mark.parametrize(("height", "width"), [(70, 70), (56, 98)])
+@pytest.mark.parametrize(("exporter", "opset"), EXPORTS)
+def test_the_official_codes_export_in_full(tmp_path, encoder, exporter, opset, height, width):
+    path = tmp_path / "model.onnx"
+    export_official(official_model(encoder), path, height, width, exporter, opset)
+    check_all_split(*split(path), attentions=12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dav2-small", "dav2-base"])
+@pytest.mark.parametrize("size", ["70", "56x98"])
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_our_export_in_full(tmp_path, name, size, exporter):
+    source = resolve(name, size=size, weights="twin:0", exporter=exporter)
+    check_all_split(*split(source.write(tmp_path)), attentions=12)

@@ -1,0 +1,707 @@
+"""Every rule on its own, in float64, against slicing the op's output."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from compiler.folding import fold_constants
+from compiler.graph import Graph, producer_of, static_shape
+from compiler.region import region_of
+from compiler.rewrite import Builder
+from compiler.slicing import RULES, Slicer, Take, takes_before_reshape
+from compiler.verify.float64 import evaluate
+from compiler.verify.proof import random_inputs
+
+EXAMPLES = settings(max_examples=40)
+# Small and few, so that dimensions collide often.
+DIM = st.sampled_from([1, 2, 2, 3, 4, 6])
+
+
+def shapes(low: int, high: int):
+    return st.lists(DIM, min_size=low, max_size=high).map(tuple)
+
+
+@st.composite
+def takes(draw, shape: Sequence[int], axes: Sequence[int] | None = None) -> Take:
+    """A range, a strided range or a dropped index of one axis."""
+    axis = draw(st.sampled_from(list(range(len(shape))) if axes is None else list(axes)))
+    length = shape[axis]
+    start = draw(st.integers(0, length - 1))
+    kind = draw(st.sampled_from(["range", "strided", "drop"]))
+    if kind == "drop":
+        return Take(axis, start, start + 1, drop=True)
+    stop = draw(st.integers(start + 1, length))
+    return Take(axis, start, stop, draw(st.integers(2, 3)) if kind == "strided" else 1)
+
+
+def operand(draw, shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape that broadcasts to `shape`: leading axes left out, others of size one."""
+    kept = shape[draw(st.integers(0, len(shape))) :]
+    return tuple(draw(st.sampled_from([d, d, 1])) for d in kept)
+
+
+def text(shape: Sequence[int]) -> str:
+    """In ONNX text `float` is a scalar, and `float[]` a tensor of unknown rank."""
+    return f"[{','.join(map(str, shape))}]" if shape else ""
+
+
+class Pulled:
+    """A slice of the tensor `y` of a graph, pulled back, and its values beside the right ones."""
+
+    def __init__(self, graph: Graph, take: Take, tensor: str = "y", seed: int = 0) -> None:
+        y = graph.ir.tensors()[tensor]
+        self.graph, self.builder = graph, Builder(graph, "test")
+        slicer = Slicer(graph, self.builder)
+        self.result = slicer.pull(y, take)
+        self.builder.prune([self.result])
+        made = {id(node) for node in self.builder.nodes}
+        left = [producer_of(t) for t in slicer.slices_left.values()]
+        self.left = [node for node in left if id(node) in made]
+        region = region_of(graph, [*graph.nodes, *self.builder.nodes], [y, self.result])
+        feeds = random_inputs(region.inputs, "slicing", seed)
+        names = [y.name, self.result.name]
+        values = evaluate(region.nodes, region.exact_constants(), feeds, names, region.opsets)
+        index = [slice(None)] * values[y.name].ndim
+        index[take.axis] = take.start if take.drop else slice(take.start, take.stop, take.step)
+        self.expected, self.actual = values[y.name][tuple(index)], values[self.result.name]
+        self.y, self.kind = y, self.result.dtype
+
+    def check(self) -> "Pulled":
+        assert static_shape(self.result) == self.expected.shape == self.actual.shape
+        assert self.kind == self.y.dtype
+        np.testing.assert_allclose(self.actual, self.expected, rtol=1e-12, atol=1e-13)
+        return self
+
+    @property
+    def stopped_at(self) -> list[str]:
+        """The graph's tensors that an explicit slice was left on."""
+        known = self.graph.ir.tensors()
+        return [node.inputs[0].name for node in self.left if node.inputs[0].name in known]
+
+    @property
+    def ops(self) -> list[str]:
+        return [node.op for node in self.builder.nodes]
+
+
+def by_rule(graph: Graph, take: Take) -> Pulled:
+    """The rule applies: what is sliced is the graph's inputs, never `y`; and it is right."""
+    pulled = Pulled(graph, take).check()
+    assert set(pulled.stopped_at) <= {tensor.name for tensor in graph.inputs}
+    return pulled
+
+
+def left_alone(graph: Graph, take: Take) -> Pulled:
+    """No rule applies: one explicit slice of `y` is left (a Reshape where that is enough)."""
+    pulled = Pulled(graph, take).check()
+    only_reshaped = take.drop and static_shape(pulled.y)[take.axis] == 1
+    assert pulled.stopped_at == ([] if only_reshaped else ["y"])
+    assert pulled.ops in (["Reshape"] if only_reshaped else ["Slice"], ["Gather"])
+    return pulled
+
+
+# -- element by element ----------------------------------------------------------------------------
+
+UNARY = """
+    Abs Ceil Cos Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Mish Neg Relu
+    Round Selu Sigmoid Sign Sin Softplus Softsign Tan Tanh
+    """
+BINARY = "Add Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mul Sub Sum"
+ON_POSITIVE = {"Log": "Log(p)", "Sqrt": "Sqrt(p)", "Reciprocal": "Reciprocal(p)",
+               "Pow": "Pow(p, b)", "Mod": "Mod<fmod=1>(p, q)"}  # fmt: skip
+LOGICAL = {"And": "And(c, d)", "Or": "Or(c, d)", "Xor": "Xor(c, d)", "Not": "Not(c)"}
+OTHERS = {"Cast": "Cast<to=6>(a)", "Clip": "Clip(a, low, high)", "Where": "Where(c, a, b)"}
+ELEMENTWISE = {
+    **{op: f"{op}(a)" for op in UNARY.split()},
+    **{op: f"{op}(a, b)" for op in BINARY.split()},
+    **ON_POSITIVE,
+    **LOGICAL,
+    **OTHERS,
+}
+
+
+@pytest.mark.parametrize("op", ELEMENTWISE)
+@given(data=st.data())
+@settings(max_examples=15)
+def test_elementwise(graph_of, op, data):
+    shape = data.draw(shapes(1, 4))
+    a, b, c = (operand(data.draw, shape) for _ in range(3))
+    graph = graph_of(
+        f"""g (float{text(a)} a, float{text(b)} b, bool{text(c)} c, bool{text(b)} d) => (y)
+        <float low = {{-0.5}}, float high = {{0.5}}, float one = {{1}}>
+        {{ pa = Abs(a) p = Add(pa, one) pb = Abs(b) q = Add(pb, one) y = {ELEMENTWISE[op]} }}"""
+    )
+    y = static_shape(graph.ir.tensors()["y"])
+    assume(len(y) > 0)
+    by_rule(graph, data.draw(takes(y)))
+
+
+def test_every_elementwise_op_is_tested():
+    rule = RULES["Add"]
+    assert {op for op, known in RULES.items() if known is rule} == set(ELEMENTWISE)
+
+
+def test_three_operands_and_a_constant_one(graph_of):
+    graph = graph_of(
+        """g (float[2,3,4] a, float[3,1] b) => (y) <float[4] k, float[1,3,4] l>
+        { y = Max(a, b, k, l) }"""
+    )
+    pulled = by_rule(graph, Take(2, 1, 3))
+    names = [t.name for t in graph.ir.tensors().values()]
+    assert "test/k[1:3]" not in names  # not in the graph yet: the driver puts it there
+    assert [t.name for t in pulled.builder.nodes[-1].inputs][2:] == [
+        "test/k[1:3]",
+        "test/l[:, :, 1:3]",
+    ]
+
+
+def test_left_out_operands_stay_left_out(graph_of):
+    graph = graph_of("g (float[2,4] a) => (y) <float high = {0.5}> { y = Clip(a, , high) }")
+    assert by_rule(graph, Take(1, 1, 3)).builder.nodes[-1].inputs[1].name == ""
+    conv = graph_of("g (float[1,2,3] a) => (y) <float[4,2,1] w> { y = Conv(a, w, ) }")
+    by_rule(conv, Take(1, 1, 3))
+
+
+# -- products --------------------------------------------------------------------------------------
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_matmul(graph_of, data):
+    batch = data.draw(shapes(0, 2))
+    n, k, m = (data.draw(DIM) for _ in range(3))
+    left, right = (*operand(data.draw, batch), n, k), (*operand(data.draw, batch), k, m)
+    graph = graph_of(f"g (float{text(left)} a, float{text(right)} b) => (y) {{ y = MatMul(a, b) }}")
+    y = static_shape(graph.ir.tensors()["y"])
+    take = data.draw(takes(y))
+    rank = len(y)
+    if take.drop and take.axis >= rank - 2:
+        left_alone(graph, take)
+    else:
+        assert "MatMul" in by_rule(graph, take).ops or take.is_whole(y[take.axis])
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_matmul_by_weights(graph_of, data):
+    """Columns slice the weights; rows and batch of a projection are not worth a repetition."""
+    n, k, m = (data.draw(DIM) for _ in range(3))
+    graph = graph_of(f"g (float[2,{n},{k}] a) => (y) <float[{k},{m}] w> {{ y = MatMul(a, w) }}")
+    take = data.draw(takes((2, n, m)))
+    whole = take.is_whole((2, n, m)[take.axis])
+    pulled = Pulled(graph, take).check()
+    sliced = pulled.ops == ["MatMul"] and pulled.left == []
+    assert sliced == (take.axis == 2 and not take.drop and not whole)
+
+
+def test_matmul_with_a_vector_is_left_alone(graph_of):
+    for a, b in (("[3,4]", "[4]"), ("[4]", "[4,3]"), ("[2,3,4]", "[4]")):
+        graph = graph_of(f"g (float{a} a, float{b} b) => (y) {{ y = MatMul(a, b) }}")
+        left_alone(graph, Take(0, 1, 2))
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_gemm(graph_of, data):
+    n, k, m = (data.draw(DIM) for _ in range(3))
+    ta, tb = data.draw(st.booleans()), data.draw(st.booleans())
+    a, b = (k, n) if ta else (n, k), (m, k) if tb else (k, m)
+    bias = data.draw(st.sampled_from([None, (), (1,), (m,), (1, m), (n, 1), (n, m)]))
+    constant = data.draw(st.booleans())
+    inputs, constants = [f"float{text(a)} a"], [f"float{text(b)} b"]
+    if bias is not None:
+        constants.append(f"float{text(bias)} c")
+    if not constant:
+        inputs, constants = inputs + constants, []
+    graph = graph_of(
+        f"""g ({", ".join(inputs)}) => (y) {"<" + ", ".join(constants) + ">" if constants else ""}
+        {{ y = Gemm<transA={int(ta)}, transB={int(tb)}, alpha=0.5, beta=2.0>
+               (a, b{"" if bias is None else ", c"}) }}"""
+    )
+    take = data.draw(takes((n, m)))
+    if take.is_whole((n, m)[take.axis]):
+        return
+    if take.axis == 1 and not take.drop:
+        by_rule(graph, take)
+    else:
+        left_alone(graph, take)
+
+
+@given(take=takes((2, 6, 3, 2)), bias=st.booleans(), group=st.sampled_from([1, 2]))
+@EXAMPLES
+def test_conv(graph_of, take, bias, group):
+    graph = graph_of(
+        f"""g (float[2,4,5,4] a) => (y) <float[6,{4 // group},3,3] w, float[6] b>
+        {{ y = Conv<group={group}, pads=[1,0,0,0], strides=[2,1]>(a, w{", b" if bias else ""}) }}"""
+    )
+    assume(not take.is_whole((2, 6, 2, 2)[take.axis]))
+    assume(take.axis < 2)
+    if take.axis == 1 and not take.drop and group == 1:
+        assert by_rule(graph, take).ops == ["Conv"]
+    else:
+        left_alone(graph, take)
+
+
+# -- along an axis ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+@given(data=st.data())
+@EXAMPLES
+def test_softmax(graph_of, op, data):
+    shape = data.draw(shapes(1, 4))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    graph = graph_of(f"g (float{text(shape)} a) => (y) {{ y = {op}<axis={axis}>(a) }}")
+    take = data.draw(takes(shape))
+    assume(not take.is_whole(shape[take.axis]))
+    if take.axis == axis % len(shape):
+        left_alone(graph, take)
+    else:
+        by_rule(graph, take)
+
+
+def test_softmax_of_old_opsets_is_left_alone(graph_of):
+    """Before opset 13 it runs over all axes from its own on."""
+    left_alone(graph_of("g (float[2,3,4] a) => (y) { y = Softmax<axis=1>(a) }", 11), Take(0, 0, 1))
+
+
+@pytest.mark.parametrize("op", ["LayerNormalization", "RMSNormalization"])
+@given(data=st.data())
+@EXAMPLES
+def test_layer_norm(graph_of, op, data):
+    """Gain and bias may broadcast: over the axes before the normalized ones too."""
+    shape = data.draw(shapes(2, 4))
+    assume(shape[-1] > 1)
+    axis = data.draw(st.integers(1, len(shape) - 1))
+    first = data.draw(st.sampled_from([0, axis])) if axis > 0 else axis
+    gain = data.draw(st.sampled_from([shape[axis:], shape[first:]]))
+    written = axis - data.draw(st.sampled_from([0, len(shape)]))
+    affine = "a, g, b" if op == "LayerNormalization" else "a, g"
+    graph = graph_of(
+        f"""g (float{text(shape)} a) => (y) <float{text(gain)} g, float{text(gain)} b>
+        {{ y = {op}<axis={written}, epsilon=0.01>({affine}) }}""",
+        23,
+    )
+    take = data.draw(takes(shape))
+    assume(not take.is_whole(shape[take.axis]))
+    if take.axis < axis:
+        by_rule(graph, take)
+    else:
+        left_alone(graph, take)
+
+
+# -- data movement ---------------------------------------------------------------------------------
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_transpose(graph_of, data):
+    shape = data.draw(shapes(1, 4))
+    perm = data.draw(st.permutations(range(len(shape))))
+    written = data.draw(st.sampled_from([f"<perm={list(perm)}>", ""]))
+    graph = graph_of(f"g (float{text(shape)} a) => (y) {{ y = Transpose{written}(a) }}")
+    by_rule(graph, data.draw(takes(static_shape(graph.ir.tensors()["y"]))))
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_unsqueeze_and_squeeze(graph_of, data):
+    shape = data.draw(shapes(1, 3))
+    rank = len(shape) + data.draw(st.integers(1, 2))
+    axes = data.draw(st.permutations(range(rank)))[: rank - len(shape)]
+    written = [axis - data.draw(st.sampled_from([0, rank])) for axis in axes]
+    values = f"{{{', '.join(map(str, written))}}}"
+    constant = f"<int64[{len(axes)}] axes = {values}>"
+    graph = graph_of(f"g (float{text(shape)} a) => (y) {constant} {{ y = Unsqueeze(a, axes) }}")
+    wide = static_shape(graph.ir.tensors()["y"])
+    by_rule(graph, data.draw(takes(wide)))
+    back = graph_of(f"g (float{text(wide)} a) => (y) {constant} {{ y = Squeeze(a, axes) }}")
+    by_rule(back, data.draw(takes(shape)))
+    bare = graph_of(f"g (float{text(wide)} a) => (y) {{ y = Squeeze(a) }}")
+    if squeezed := static_shape(bare.ir.tensors()["y"]):
+        by_rule(bare, data.draw(takes(squeezed)))
+
+
+def test_squeeze_before_opset_13(graph_of):
+    graph = graph_of("g (float[1,3,1] a) => (y) { y = Squeeze<axes=[0]>(a) }", 11)
+    by_rule(graph, Take(0, 1, 3))
+    graph = graph_of("g (float[2,3] a) => (y) { y = Unsqueeze<axes=[1]>(a) }", 11)
+    by_rule(graph, Take(2, 1, 3))
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_split(graph_of, data):
+    shape = data.draw(shapes(1, 3))
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    length = shape[axis]
+    assume(length > 1)
+    cut = data.draw(st.integers(1, length - 1))
+    how, opset = data.draw(
+        st.sampled_from([("sizes", 18), ("count", 18), ("attribute", 11), ("equal", 13)])
+    )
+    assume(how != "equal" or length % 2 == 0)
+    sizes, attributes, second = "", f"axis={axis}", ""
+    if how == "sizes":
+        sizes, second = f"<int64[2] s = {{{cut}, {length - cut}}}>", ", s"
+    attributes += {"count": ", num_outputs=2", "attribute": f", split=[{cut},{length - cut}]"}.get(
+        how, ""
+    )
+    graph = graph_of(
+        f"g (float{text(shape)} a) => (y, z) {sizes} {{ y, z = Split<{attributes}>(a{second}) }}",
+        opset,
+    )
+    for output in ("y", "z"):
+        part = static_shape(graph.ir.tensors()[output])
+        pulled = Pulled(graph, data.draw(takes(part)), output).check()
+        assert set(pulled.stopped_at) <= {"a"}
+
+
+@pytest.mark.parametrize(("length", "first"), [(5, 3), (7, 3), (6, 2)])
+def test_split_into_uneven_parts(graph_of, length, first):
+    """`num_outputs` rounds the parts up; the last one is what is left."""
+    outputs = ["y", "z"] if first == 3 and length == 5 else ["y", "z", "last"]
+    graph = graph_of(
+        f"""g (float[{length},2] a) => ({", ".join(outputs)})
+        {{ {", ".join(outputs)} = Split<axis=0, num_outputs={len(outputs)}>(a) }}"""
+    )
+    assert static_shape(graph.ir.tensors()["y"]) == (first, 2)
+    for output in outputs:
+        pulled = Pulled(graph, Take(1, 0, 1), output).check()
+        assert pulled.stopped_at == ["a"]
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_slice(graph_of, data):
+    shape = data.draw(shapes(1, 3))
+    axes = data.draw(st.lists(st.integers(0, len(shape) - 1), min_size=1, unique=True))
+    bounds = [_bounds(data.draw, shape[axis]) for axis in axes]
+    step_given = data.draw(st.booleans())
+    columns = {
+        "starts": [b[0] for b in bounds],
+        "ends": [b[1] for b in bounds],
+        "axes": [axis - data.draw(st.sampled_from([0, len(shape)])) for axis in axes],
+        "steps": [b[2] if step_given else 1 for b in bounds],
+    }
+    declared = ", ".join(
+        f"int64[{len(axes)}] {name} = {{{', '.join(map(str, values))}}}"
+        for name, values in columns.items()
+    )
+    names = ", ".join(columns if step_given else list(columns)[:3])
+    graph = graph_of(f"g (float{text(shape)} a) => (y) <{declared}> {{ y = Slice(a, {names}) }}")
+    by_rule(graph, data.draw(takes(static_shape(graph.ir.tensors()["y"]))))
+
+
+def _bounds(draw, length: int) -> tuple[int, int, int]:
+    """Start, end and step of a slice that is not empty; ends may be negative or beyond the axis."""
+    start = draw(st.integers(0, length - 1))
+    end = draw(st.integers(start + 1, length))
+    start = draw(st.sampled_from([start, start - length]))
+    ends = [end, 2**63 - 1] + ([end - length] if end < length else [])
+    return start, draw(st.sampled_from(ends)), draw(st.integers(1, 3))
+
+
+def test_slice_backwards_is_left_alone(graph_of):
+    graph = graph_of(
+        """g (float[4,3] a) => (y)
+        <int64[1] s = {-1}, int64[1] e = {-9}, int64[1] ax = {0}, int64[1] st = {-1}>
+        { y = Slice(a, s, e, ax, st) }"""
+    )
+    left_alone(graph, Take(1, 0, 2))
+
+
+def test_slice_with_computed_bounds_is_left_alone(graph_of):
+    graph = graph_of(
+        """g (float[4,3] a, int64[1] s, int64[1] e) => (float[2,3] y) { y = Slice(a, s, e) }"""
+    )
+    slicer = Slicer(graph, Builder(graph, "test"))
+    part = slicer.pull(graph.ir.tensors()["y"], Take(1, 0, 2))
+    assert producer_of(part).inputs[0].name == "y"
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_gather(graph_of, data):
+    shape = data.draw(shapes(1, 3))
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    length = shape[axis]
+    scalar = data.draw(st.booleans())
+    count = 1 if scalar else data.draw(st.integers(1, 4))
+    chosen = [data.draw(st.integers(-length, length - 1)) for _ in range(count)]
+    kind = "int64" if scalar else f"int64[{count}]"
+    graph = graph_of(
+        f"""g (float{text(shape)} a) => (y) <{kind} i = {{{", ".join(map(str, chosen))}}}>
+        {{ y = Gather<axis={axis}>(a, i) }}"""
+    )
+    y = static_shape(graph.ir.tensors()["y"])
+    assume(len(y) > 0)
+    by_rule(graph, data.draw(takes(y)))
+
+
+def test_gather_of_a_matrix_of_indices_is_left_alone(graph_of):
+    graph = graph_of("g (float[4,3] a) => (y) <int64[2,2] i = {0, 1, 2, 3}> { y = Gather(a, i) }")
+    left_alone(graph, Take(2, 0, 2))
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_concat(graph_of, data):
+    shape = list(data.draw(shapes(1, 3)))
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    lengths = data.draw(st.lists(DIM, min_size=2, max_size=3))
+    parts = [text([*shape[:axis], n, *shape[axis + 1 :]]) for n in lengths]
+    inputs = ", ".join(f"float{part} a{k}" for k, part in enumerate(parts))
+    names = ", ".join(f"a{k}" for k in range(len(parts)))
+    written = axis - data.draw(st.sampled_from([0, len(shape)]))
+    graph = graph_of(f"g ({inputs}) => (y) {{ y = Concat<axis={written}>({names}) }}")
+    y = static_shape(graph.ir.tensors()["y"])
+    take = data.draw(takes(y))
+    taken = range(take.start, take.stop, take.step)
+    edges = [0, *itertools.accumulate(lengths)]
+    inside = any(a <= taken[0] and taken[-1] < b for a, b in itertools.pairwise(edges))
+    if take.axis == axis and not inside and not take.is_whole(y[axis]):
+        left_alone(graph, take)
+    else:
+        by_rule(graph, take)
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_expand(graph_of, data):
+    shape = data.draw(shapes(1, 4))
+    a = operand(data.draw, shape)
+    graph = graph_of(
+        f"""g (float{text(a)} a) => (y) <int64[{len(shape)}] s = {{{", ".join(map(str, shape))}}}>
+        {{ y = Expand(a, s) }}"""
+    )
+    by_rule(graph, data.draw(takes(shape)))
+
+
+# -- reshape ---------------------------------------------------------------------------------------
+
+
+def factorizations(count: int, rank: int) -> list[tuple[int, ...]]:
+    """Every shape of `rank` with `count` elements, ones included."""
+    if rank == 0:
+        return [()] if count == 1 else []
+    return [
+        (first, *rest)
+        for first in range(1, count + 1)
+        if count % first == 0
+        for rest in factorizations(count // first, rank - 1)
+    ]
+
+
+def every_take(shape: Sequence[int]) -> list[Take]:
+    return [
+        take
+        for axis, length in enumerate(shape)
+        for start in range(length)
+        for take in [
+            Take(axis, start, start + 1, drop=True),
+            *(
+                Take(axis, start, stop, step)
+                for stop in range(start + 1, length + 1)
+                for step in (1, 2, 3)
+            ),
+        ]
+    ]
+
+
+def sliced(values: np.ndarray, take: Take) -> np.ndarray:
+    index = [slice(None)] * values.ndim
+    index[take.axis] = take.start if take.drop else slice(take.start, take.stop, take.step)
+    return values[tuple(index)]
+
+
+@pytest.mark.parametrize("count", [2, 4, 6, 8, 12])
+def test_takes_before_reshape_is_the_same_data_in_the_same_order(count):
+    """Every pair of shapes up to rank 3, every take: what is found is right."""
+    all_shapes = [s for rank in (1, 2, 3) for s in factorizations(count, rank)]
+    wrong, count_found = [], 0
+    for target in all_shapes:
+        flat = np.arange(count).reshape(target)
+        wanted = {take: sliced(flat, take).ravel() for take in every_take(target)}
+        for source in all_shapes:
+            data = np.arange(count).reshape(source)
+            for take, expected in wanted.items():
+                found = takes_before_reshape(source, target, take)
+                if found is None:
+                    continue
+                count_found += 1
+                left = data
+                for one in found:
+                    inside = 0 <= one.start < one.stop and one.axis < left.ndim
+                    left = sliced(left, one) if inside else None
+                if left is None or not np.array_equal(left.ravel(), expected):
+                    wrong.append((source, target, take, found))
+    assert wrong == []
+    assert count_found > 0
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "take", "expected"),
+    [
+        pytest.param((5, 12), (5, 4, 3), Take(1, 1, 2), [Take(1, 3, 6)], id="C = H·D"),
+        pytest.param((5, 12), (5, 3, 4), Take(2, 1, 2), [Take(1, 1, 12, 4)], id="C = D·H"),
+        pytest.param((9, 9), (9, 3, 3), Take(1, 1, 2), [Take(1, 3, 6)], id="N = H·D"),
+        pytest.param(
+            (5, 4, 3), (5, 12), Take(1, 3, 6), [Take(1, 1, 2, drop=True)], id="merge of heads"
+        ),
+        pytest.param((1, 4, 5, 3), (4, 5, 3), Take(0, 1, 2), [Take(1, 1, 2)], id="1·H"),
+        pytest.param(
+            (2, 4, 5, 3),
+            (8, 5, 3),
+            Take(0, 6, 7, drop=True),
+            [Take(0, 1, 2, drop=True), Take(0, 2, 3, drop=True)],
+            id="B·H",
+        ),
+        pytest.param((5, 36), (5, 3, 4, 3), Take(2, 1, 2), None, id="H of 3·H·D"),
+        pytest.param((5, 4, 3), (5, 12), Take(1, 2, 4), None, id="across two heads"),
+    ],
+)
+def test_which_slices_are_found_before_a_reshape(source, target, take, expected):
+    assert takes_before_reshape(source, target, take) == expected
+
+
+def test_the_two_axes_of_packed_qkv_compose(graph_of):
+    """3·H·D: the outer factor is a range; a head inside of it is a range of that range."""
+    graph = graph_of(
+        """g (float[1,5,8] x) => (y) <float[8,36] w, float[36] b, int64[5] s = {1, 5, 3, 4, 3},
+            int64 one = {1}>
+        { m = MatMul(x, w) n = Add(m, b) r = Reshape(n, s) y = Gather<axis=2>(r, one) }"""
+    )
+    pulled = by_rule(graph, Take(2, 2, 3))
+    assert pulled.left == []
+    constants = [t.name for node in pulled.builder.nodes for t in node.inputs if not t.inputs]
+    assert "test/w[:, 12:24][:, 6:9]" in constants
+    assert "test/b[12:24][6:9]" in constants
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_reshape(graph_of, data):
+    """With or without a rule, the result is right."""
+    count = data.draw(st.sampled_from([4, 6, 8, 12, 24]))
+    options = st.sampled_from([s for rank in (1, 2, 3, 4) for s in factorizations(count, rank)])
+    source, target = data.draw(options), data.draw(options)
+    graph = graph_of(
+        f"""g (float{text(source)} a) => (y)
+        <int64[{len(target)}] s = {{{", ".join(map(str, target))}}}> {{ y = Reshape(a, s) }}"""
+    )
+    take = data.draw(takes(target))
+    pulled = Pulled(graph, take).check()
+    found = takes_before_reshape(source, target, take)
+    if found is not None or target[take.axis] == 1:
+        assert set(pulled.stopped_at) <= {"a"}
+    elif not take.is_whole(target[take.axis]):
+        assert pulled.stopped_at == ["y"]
+
+
+# -- all of it -------------------------------------------------------------------------------------
+
+
+@given(data=st.data())
+@settings(max_examples=150)
+def test_chains_of_data_movement(graph_of, data):
+    """Rules compose: random chains of Reshape, Transpose, Slice, Gather, Concat and arithmetic."""
+    size = data.draw(st.sampled_from([2, 3, 4]))
+    shape: tuple[int, ...] = (size, size, size)  # N = H = D: nothing but the rules tells them apart
+    lines, constants, name = [], [], "x"
+    for k in range(data.draw(st.integers(1, 5))):
+        step = data.draw(
+            st.sampled_from(["Reshape", "Transpose", "Gather", "Slice", "Softmax", "Add", "Concat"])
+        )
+        new = f"t{k}"
+        if step == "Reshape":
+            options = [s for rank in (2, 3, 4) for s in factorizations(math.prod(shape), rank)]
+            shape = data.draw(st.sampled_from(options))
+            constants.append(f"int64[{len(shape)}] c{k} = {{{', '.join(map(str, shape))}}}")
+            lines.append(f"{new} = Reshape({name}, c{k})")
+        elif step == "Transpose":
+            perm = data.draw(st.permutations(range(len(shape))))
+            shape = tuple(shape[axis] for axis in perm)
+            lines.append(f"{new} = Transpose<perm={list(perm)}>({name})")
+        elif step == "Gather":
+            axis = data.draw(st.integers(0, len(shape) - 1))
+            if len(shape) == 1:
+                continue
+            constants.append(f"int64 c{k} = {{{data.draw(st.integers(0, shape[axis] - 1))}}}")
+            lines.append(f"{new} = Gather<axis={axis}>({name}, c{k})")
+            shape = (*shape[:axis], *shape[axis + 1 :])
+        elif step == "Slice":
+            axis = data.draw(st.integers(0, len(shape) - 1))
+            start = data.draw(st.integers(0, shape[axis] - 1))
+            stop = data.draw(st.integers(start + 1, shape[axis]))
+            for kind, value in (("s", start), ("e", stop), ("a", axis)):
+                constants.append(f"int64[1] c{k}{kind} = {{{value}}}")
+            lines.append(f"{new} = Slice({name}, c{k}s, c{k}e, c{k}a)")
+            shape = (*shape[:axis], stop - start, *shape[axis + 1 :])
+        elif step == "Softmax":
+            axis = data.draw(st.integers(-1, len(shape) - 1))
+            lines.append(f"{new} = Softmax<axis={axis}>({name})")
+        elif step == "Add":
+            constants.append(f"float{text(operand(data.draw, shape))} c{k}")
+            lines.append(f"{new} = Add({name}, c{k})")
+        else:
+            axis = data.draw(st.integers(0, len(shape) - 1))
+            lines.append(f"{new} = Concat<axis={axis}>({name}, {name})")
+            shape = (*shape[:axis], 2 * shape[axis], *shape[axis + 1 :])
+        name = new
+    declared = f"<{', '.join(constants)}>" if constants else ""
+    graph = graph_of(
+        f"g (float[{size},{size},{size}] x) => (y) {declared} "
+        f"{{ {' '.join(lines)} y = Identity({name}) }}"
+    )
+    Pulled(graph, data.draw(takes(shape))).check()
+
+
+def test_equal_requests_share_one_result(graph_of):
+    graph = graph_of("g (float[2,4] a) => (y) { b = Relu(a) c = Exp(b) y = Add(b, c) }")
+    assert sorted(by_rule(graph, Take(1, 0, 2)).ops) == ["Add", "Exp", "Relu", "Slice"]
+
+
+def test_slices_of_one_axis_become_one(graph_of):
+    graph = graph_of(
+        """g (float[9,4] a) => (y)
+        <int64[1] s = {1}, int64[1] e = {9}, int64[1] ax = {0}, int64[1] st = {2}>
+        { y = Slice(a, s, e, ax, st) }"""
+    )
+    pulled = by_rule(graph, Take(0, 1, 4, 2))
+    (node,) = pulled.left
+    assert [graph.ints(tensor) for tensor in node.inputs[1:]] == [[3], [8], [0], [4]]
+
+
+def test_an_explicit_slice_of_another_axis_stays_behind(graph_of):
+    """Past and present keys joined, then a window of them: the heads come apart all the same."""
+    graph = graph_of(
+        """g (float[3,8] past, float[4,6] x) => (y) <float[6,8] w,
+            int64[1] s = {1}, int64[1] e = {6}, int64[1] ax = {0}>
+        { k = MatMul(x, w) joined = Concat<axis=0>(past, k) y = Slice(joined, s, e, ax) }"""
+    )
+    pulled = Pulled(graph, Take(1, 2, 4)).check()
+    assert pulled.stopped_at == ["past"]
+    assert sorted(pulled.ops) == ["Concat", "MatMul", "Slice", "Slice"]
+
+
+def test_an_unknown_op_keeps_its_slice(graph_of):
+    graph = graph_of("g (float[2,4] a) => (y) <int64 n = {1}> { y = CumSum(a, n) }")
+    assert left_alone(graph, Take(0, 0, 1)).ops == ["Slice"]
+    assert left_alone(graph, Take(1, 2, 3, drop=True)).ops == ["Gather"]
+
+
+def test_a_folded_constant_is_sliced_before_it_is_rounded(graph_of):
+    """What a pass made is float64 until it is written; a slice of it has to be so as well."""
+    graph = graph_of(
+        "g (float[2,4] a) => (y) <float[4] k, float[4] l> { m = Div(k, l) y = Add(a, m) }"
+    )
+    expected = graph.exact(graph.ir.tensors()["k"]) / graph.exact(graph.ir.tensors()["l"])
+    fold_constants(graph)
+    slicer = Slicer(graph, Builder(graph, "test"))
+    part = slicer.pull(graph.ir.tensors()["y"], Take(1, 1, 3))
+    np.testing.assert_array_equal(graph.exact(producer_of(part).inputs[1]), expected[1:3])
