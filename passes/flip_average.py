@@ -19,7 +19,8 @@ from typing import Literal
 import numpy as np
 
 from compiler import batching
-from compiler.graph import PASS_KEY, Graph, Tensor, static_shape
+from compiler.graph import Graph, Tensor, static_shape
+from compiler.network import Network, node_made_by, not_image_to_map, whole_network
 from compiler.rewrite import (
     Builder,
     Copy,
@@ -28,17 +29,7 @@ from compiler.rewrite import (
     Function,
     Replacement,
     Signature,
-    TensorType,
 )
-
-
-@dataclass(frozen=True)
-class Network:
-    """The whole model: images in, a map out."""
-
-    place: str
-    inputs: list[Tensor]
-    outputs: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,28 +40,19 @@ class FlipAverage(DeclaredPass[Network]):
 
     def match(self, graph: Graph) -> Iterator[Network]:
         """The model."""
-        yield Network(graph.outputs[0].name, graph.inputs, graph.outputs)
+        yield from whole_network(graph)
 
     def guard(self, graph: Graph, match: Network) -> str | None:
         """Refuses a second run, anything but one image in and one map out, and a lost batch."""
-        done = [
-            n.name for n in graph.nodes if getattr(n, "metadata", {}).get(PASS_KEY) == self.name
-        ]
-        if done:
-            return f"the output already is a flip average ({done[0]!r})"
-        names = [[t.name for t in match.inputs], [t.name for t in match.outputs]]
-        if len(names[0]) != 1 or len(names[1]) != 1:
-            return f"the model maps {names[0]} to {names[1]}, not one image to one map"
-        image, result = static_shape(match.inputs[0]), static_shape(match.outputs[0])
-        if image is None or len(image) != 4 or not TensorType.of(match.inputs[0]).is_float:
-            return f"the input is {TensorType.of(match.inputs[0])}, not a float N×C×H×W image"
-        if result is None or len(result) < 3 or not TensorType.of(match.outputs[0]).is_float:
-            return f"the output is {TensorType.of(match.outputs[0])}, not a float map …×H×W"
-        network = batching.between(graph, *match.inputs, *match.outputs)
+        done, fault = node_made_by(graph, self.name), not_image_to_map(match)
+        if done or fault:
+            return f"the output already is a flip average ({done!r})" if done else fault
+        (image,), (result,) = match.inputs, match.outputs
+        network = batching.between(graph, image, result)
         if not network:
-            return f"{names[1][0]!r} does not depend on {names[0][0]!r}"
+            return f"{result.name!r} does not depend on {image.name!r}"
         if self.mode == "batch":
-            return batching.refusal(graph, match.inputs[0], match.outputs[0], count=2)
+            return batching.refusal(graph, image, result, count=2)
         bodies = [node for node in network if any(node.subgraphs())]
         return f"{bodies[0].op} {bodies[0].name!r} has a body to copy" if bodies else None
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from compiler.graph import Graph, Shape, Tensor, static_shape
+from compiler.graph import Graph, Shape, Tensor
+from compiler.network import Network, not_image_to_map, whole_network
 from compiler.rewrite import (
     Builder,
     DeclaredPass,
@@ -30,15 +31,6 @@ from compiler.rewrite import (
 
 
 @dataclass(frozen=True)
-class Network:
-    """The whole model: images in, a map out."""
-
-    place: str
-    inputs: list[Tensor]
-    outputs: list[Tensor]
-
-
-@dataclass(frozen=True)
 class InsertResize(DeclaredPass[Network]):
     """See the module."""
 
@@ -47,7 +39,7 @@ class InsertResize(DeclaredPass[Network]):
 
     def match(self, graph: Graph) -> Iterator[Network]:
         """The model."""
-        yield Network(graph.outputs[0].name, graph.inputs, graph.outputs)
+        yield from whole_network(graph)
 
     def guard(self, graph: Graph, match: Network) -> str | None:
         """Refuses anything but one float image in and one map out, and a model of that size."""
@@ -55,15 +47,13 @@ class InsertResize(DeclaredPass[Network]):
             return f"height={self.height}:width={self.width} is not a size"
         if graph.opset < 11:
             return f"opset {graph.opset} has no Resize with align_corners (11 and later do)"
-        names = [[t.name for t in match.inputs], [t.name for t in match.outputs]]
-        if len(names[0]) != 1 or len(names[1]) != 1:
-            return f"the model maps {names[0]} to {names[1]}, not one image to one map"
-        image, result = static_shape(match.inputs[0]), static_shape(match.outputs[0])
-        if image is None or len(image) != 4 or not TensorType.of(match.inputs[0]).is_float:
-            return f"the input is {TensorType.of(match.inputs[0])}, not a float N×C×H×W image"
-        if result is None or len(result) not in (3, 4) or (len(result) == 4 and result[1] != 1):
+        fault = not_image_to_map(match)
+        if fault:
+            return fault
+        image, result = match.inputs[0].shape, match.outputs[0].shape
+        if len(result) > 4 or (len(result) == 4 and result[1] != 1):
             return f"the output is {TensorType.of(match.outputs[0])}, not N×H×W or N×1×H×W"
-        if image[2:] == result[-2:] == (self.height, self.width):
+        if tuple(image[2:]) == tuple(result[-2:]) == (self.height, self.width):
             return f"the model already takes and returns {self.height}×{self.width}"
         return None
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.graph import PASS_KEY, Graph, Tensor, static_shape
+from compiler.graph import Graph, Tensor, static_shape
+from compiler.network import Network, node_made_by, whole_network
 from compiler.rewrite import (
     Builder,
     DeclaredPass,
@@ -32,28 +33,18 @@ SMALLEST_RANGE = 2.0**-14
 
 
 @dataclass(frozen=True)
-class Output:
-    """The model's outputs."""
-
-    place: str
-    outputs: list[Tensor]
-
-
-@dataclass(frozen=True)
-class RangeOutput(DeclaredPass[Output]):
+class RangeOutput(DeclaredPass[Network]):
     """See the module."""
 
-    def match(self, graph: Graph) -> Iterator[Output]:
+    def match(self, graph: Graph) -> Iterator[Network]:
         """The model."""
-        yield Output(graph.outputs[0].name, graph.outputs)
+        yield from whole_network(graph)
 
-    def guard(self, graph: Graph, match: Output) -> str | None:
+    def guard(self, graph: Graph, match: Network) -> str | None:
         """Refuses a second application, several outputs, and an output that is not a float map."""
-        done = [
-            n.name for n in graph.nodes if getattr(n, "metadata", {}).get(PASS_KEY) == self.name
-        ]
+        done = node_made_by(graph, self.name)
         if done:
-            return f"the output already is scaled ({done[0]!r})"
+            return f"the output already is scaled ({done!r})"
         if len(match.outputs) != 1:
             return f"the model has {len(match.outputs)} outputs: {[t.name for t in match.outputs]}"
         (result,) = match.outputs
@@ -61,7 +52,7 @@ class RangeOutput(DeclaredPass[Output]):
             return f"the output is {TensorType.of(result)}, not a float map for each image"
         return None
 
-    def rewrite(self, graph: Graph, match: Output) -> Replacement:
+    def rewrite(self, graph: Graph, match: Network) -> Replacement:
         """Adds ReduceMin, ReduceMax and the arithmetic."""
         (result,) = match.outputs
         builder = Builder(graph, self.name)

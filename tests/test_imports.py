@@ -15,6 +15,7 @@ GRAPH_LAYER = {
     "compiler.batching",
     "compiler.folding",
     "compiler.graph",
+    "compiler.network",
     "compiler.region",
     "compiler.rewrite",
     "compiler.slicing",
