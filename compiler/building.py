@@ -7,7 +7,7 @@ import hashlib
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -18,14 +18,13 @@ from compiler.components import changed_components
 from compiler.errors import UserError, VerificationError
 from compiler.graph import Graph
 from compiler.pipeline import pipeline_text
+from compiler.progress import Progress, nothing
 from compiler.records import finite, json_text
 from compiler.region import TensorType
 from compiler.rewrite import Applied, DeclaredPass, GraphPass, LocalPass, Pass, Rewrite, apply_pass
 from compiler.weights import WeightsFile
 
 Verify = Literal["each", "final", "full", "none"]
-# Where a long step stands: (what, done, total).
-Progress = Callable[[str, int, int], None]
 
 WEIGHTS_NAME = "weights.bin"
 MODEL_NAME = "model.onnx"
@@ -63,10 +62,6 @@ class Stage:
     rewrites: list[Rewrite] = field(default_factory=list)
 
 
-def nothing(_what: str, _done: int, _total: int) -> None:
-    """A progress display that shows nothing."""
-
-
 def run_pass(graph: Graph, pass_: Pass) -> tuple[Graph, Applied]:
     """Applies one pass; returns the new graph (the same one, for local passes) and the record."""
     if isinstance(pass_, GraphPass):
@@ -79,11 +74,10 @@ def run_pass(graph: Graph, pass_: Pass) -> tuple[Graph, Applied]:
 class Builder:
     """Runs a pipeline in a folder, stage by stage."""
 
-    def __init__(self, folder: Path, *, allow_noop: bool, progress: Progress) -> None:
+    def __init__(self, folder: Path, *, allow_noop: bool) -> None:
         self.folder = folder
         self.weights = WeightsFile(folder / WEIGHTS_NAME)
         self._allow_noop = allow_noop
-        self._progress = progress
 
     def source(self, path: Path) -> Stage:
         """Stage 0: the source model, its weights moved to the build's weights file."""
@@ -190,7 +184,7 @@ def build_stages(
     from compiler.verify import Verifier
     from compiler.verify.structure import checker_faults
 
-    builder = Builder(folder, allow_noop=allow_noop, progress=progress)
+    builder = Builder(folder, allow_noop=allow_noop)
     progress("source", 0, len(passes) + 1)
     stages = [builder.source(source)]
     faults = checker_faults(stages[0].path)

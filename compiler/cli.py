@@ -110,7 +110,8 @@ def verify(
     from compiler import display
     from compiler.compare import compare_models
 
-    comparison = compare_models(a, b, inputs=inputs, bound=bound)
+    with display.progress() as show:
+        comparison = compare_models(a, b, inputs=inputs, bound=bound, progress=show)
     if as_json:
         _print_json(comparison.record())
     else:
@@ -184,7 +185,9 @@ def run(
     if path.suffix.lower() not in ("", ".png"):
         raise UserError(f"the picture is a PNG: give -o {path.with_suffix('.png')}, not {path}")
     path = path.with_suffix(".png")
-    depth = depth_of(model_in(model), image)
+    with display.progress() as show:
+        show("running", 0, 1)
+        depth = depth_of(model_in(model), image)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_depth(path, depth)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from compiler.errors import UserError
 from compiler.graph import Graph
+from compiler.progress import Progress, nothing
 from compiler.rewrite import Signature
 from compiler.verify.kernels.call import UnsupportedInFloat64
 from compiler.verify.proof import Proof, judge
@@ -44,8 +46,9 @@ class Comparison:
 
 
 def compare_models(
-    a: Path, b: Path, *, inputs: Path | None = None, bound: float | None = None, seed: int = 0
-) -> Comparison:
+    a: Path, b: Path, *, inputs: Path | None = None, bound: float | None = None,
+    progress: Progress = nothing,
+) -> Comparison:  # fmt: skip
     """Compares `b` against `a` in float64 and in onnxruntime's float32.
 
     Args:
@@ -54,15 +57,18 @@ def compare_models(
         inputs: an `.npz` file with one array an input; generated if None.
         bound: the largest centred relative L2 error in float64; default: sixteen roundings of the
             models' own float type, for the weights of two files are rounded each for itself.
-        seed: of the generated inputs.
+        progress: told where the float64 evaluation stands.
     """
     graphs = Graph.load(a), Graph.load(b)
     signature = _same_signature(a, b, *(Signature.of(graph) for graph in graphs))
-    feeds = _generated(a, signature, seed) if inputs is None else _read(inputs, signature)
+    feeds = _generated(a, signature) if inputs is None else _read(inputs, signature)
     least = max(least_bound(graph) for graph in graphs)
     limit = least if bound is None else bound
     try:
-        exact = [float64_model(graph)(feeds) for graph in graphs]
+        exact = [
+            float64_model(graph, partial(_show, progress, path, len(graph.nodes)))(feeds)
+            for path, graph in zip((a, b), graphs, strict=True)
+        ]
         float64 = judge(exact[1], exact[0], limit)
     except UnsupportedInFloat64 as reason:
         exact, float64 = [], Proof("UNVERIFIED", math.nan, limit, str(reason))
@@ -70,6 +76,10 @@ def compare_models(
     noise = distance(reference, exact[0]) if exact else 0.0
     tolerance = max(NOISE_MULTIPLE * noise, least) if math.isfinite(noise) else GROSS_ERROR
     return Comparison(float64, judge(Float32Model(b)(feeds), reference, tolerance))
+
+
+def _show(progress: Progress, path: Path, total: int, done: int) -> None:
+    progress(f"{path.name} in float64", done, total)
 
 
 def _same_signature(a: Path, b: Path, ours: Signature, theirs: Signature) -> Signature:
@@ -81,9 +91,9 @@ def _same_signature(a: Path, b: Path, ours: Signature, theirs: Signature) -> Sig
     return ours
 
 
-def _generated(path: Path, signature: Signature, seed: int) -> dict[str, Any]:
+def _generated(path: Path, signature: Signature) -> dict[str, Any]:
     try:
-        return model_inputs(signature.inputs, seed)
+        return model_inputs(signature.inputs)
     except UnsupportedInFloat64 as reason:
         raise UserError(f"{path}: {reason}; give --inputs FILE.npz") from reason
 

@@ -27,7 +27,7 @@ _LISTED = 12
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr, for terminals; elsewhere a line whenever a new step begins."""
+    """A progress bar on stderr, for terminals."""
     bar = Progress(
         SpinnerColumn(), TextColumn("{task.description}", justify="left"), BarColumn(),
         TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(), console=_err,

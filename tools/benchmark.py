@@ -84,11 +84,11 @@ def _canonicalize(source: Path) -> float:
 
 def _through(source: Path, pipeline: str) -> float:
     """Seconds of the passes themselves: reading and writing of stages, without stage 0."""
-    from compiler.building import Builder, nothing
+    from compiler.building import Builder
     from compiler.pipeline import parse_pipeline
 
     with tempfile.TemporaryDirectory(dir=source.parent) as folder:
-        builder = Builder(Path(folder), allow_noop=True, progress=nothing)
+        builder = Builder(Path(folder), allow_noop=True)
         stage = builder.source(source)
         start = time.perf_counter()
         for number, pass_ in enumerate(parse_pipeline(pipeline), start=1):

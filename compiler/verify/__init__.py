@@ -32,7 +32,8 @@ from compiler.verify.whole import (
 _SEVERITY = {"pass": 0, "UNVERIFIED": 1, "fail": 2}
 
 if TYPE_CHECKING:
-    from compiler.building import Progress, Stage, Verify
+    from compiler.building import Stage, Verify
+    from compiler.progress import Progress
 
 
 class Verifier:
