@@ -223,7 +223,7 @@ def build_record(
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Writes a record as indented JSON."""
-    path.write_text(json_text(record) + "\n")
+    path.write_text(json_text(record) + "\n", "utf-8")
 
 
 def sha256(path: Path) -> str:

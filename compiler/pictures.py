@@ -64,7 +64,8 @@ def write_depth_picture(path: Path, photo: Path, before: Path, after: Path) -> N
     old, new = depth_of(before, photo), depth_of(after, photo)
     resized = _resized(old, new.shape)
     image = models.load_image(photo, *new.shape)[0].transpose(1, 2, 0) / 255
-    figure = Figure(figsize=(16, 4.2), layout="constrained")
+    aspect = new.shape[0] / new.shape[1]
+    figure = Figure(figsize=(16, 3.5 * aspect + 0.5), layout="constrained")
     axes = figure.subplots(1, 4)
     limits = {"vmin": min(resized.min(), new.min()), "vmax": max(resized.max(), new.max())}
     _draw(figure, axes[0], image, "image", None)
@@ -92,7 +93,7 @@ def _draw(
     axis.set_title(title, fontsize=11)
     axis.set_axis_off()
     if limits:
-        figure.colorbar(picture, ax=axis, shrink=0.8)
+        figure.colorbar(picture, ax=axis, fraction=0.046, pad=0.02)
 
 
 def _resized(depth: Map, shape: Sequence[int]) -> Map:

@@ -13,7 +13,7 @@ from compiler.errors import UserError
 def read_record(folder: Path) -> dict[str, Any]:
     """A build's `build.json`. Raises UserError if the folder isn't a build."""
     try:
-        record: dict[str, Any] = json.loads((folder / "build.json").read_text())
+        record: dict[str, Any] = json.loads((folder / "build.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder}: not the folder of a build (it has no readable build.json)"
@@ -23,7 +23,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def json_text(record: Any) -> str:
     """A record as strict JSON, indented: JSON has no NaN and no infinities, they become null."""
-    return json.dumps(finite(record), indent=1, allow_nan=False)
+    return json.dumps(finite(record), indent=1, allow_nan=False, ensure_ascii=False)
 
 
 def finite(record: Any) -> Any:
