@@ -119,6 +119,57 @@ def verify(
     raise typer.Exit(0 if comparison.is_equal else 1)
 
 
+Chips = Annotated[
+    str, typer.Option(help="s24, s25, s26, iq-9075, sa8775 or sa8797; the last three simulate.")
+]
+
+
+@app.command()
+def estimate(
+    models: Annotated[list[Path], typer.Argument(help="Models or folders of builds, to compare.")],
+    chip: Chips = "iq-9075",
+    as_json: Json = False,
+) -> None:
+    """Simulate latency and memory traffic on a Snapdragon NPU: on this machine, no upload."""
+    from compiler import display
+    from compiler.records import model_in
+    from compiler.targets.chips import chip_with_estimates
+    from compiler.targets.htp import estimate as estimate_model
+
+    target = chip_with_estimates(chip)
+    estimates = {}
+    with display.progress() as show:
+        for done, model in enumerate(models):
+            show(f"preparing {model}", done, len(models))
+            estimates[str(model)] = estimate_model(model_in(model), target)
+    if as_json:
+        records = [{"model": name, "chip": chip, **e.record()} for name, e in estimates.items()]
+        _print_json(records if len(records) > 1 else records[0])
+    else:
+        display.print_estimates(estimates, target)
+
+
+@app.command("compile")
+def compile_model(
+    model: Annotated[Path, typer.Argument(help="A model, or the folder of a build.")],
+    chip: Chips,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The binary; its ONNX wrapper goes beside it.")
+    ] = Path("model.bin"),
+) -> None:
+    """Compile a model for a Snapdragon NPU: a context binary and the ONNX wrapper around it."""
+    from compiler import display
+    from compiler.records import model_in
+    from compiler.targets.chips import chip_named
+    from compiler.targets.htp import compile_for
+
+    target = chip_named(chip)
+    with display.progress() as show:
+        show(f"compiling for {target.description}", 0, 1)
+        on_cpu = compile_for(model_in(model), target, output)
+    display.print_compiled(output, on_cpu)
+
+
 @app.command()
 def passes(
     name: Annotated[str | None, typer.Argument(help="Show this pass whole.")] = None,

@@ -16,6 +16,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from compiler.compare import Comparison
     from compiler.diff import Diff
+    from compiler.targets.chips import Chip
+    from compiler.targets.htp import Estimate
 
 # A pipe has no width of its own: 100 columns hold every table.
 _out = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
@@ -123,6 +125,40 @@ def print_comparison(comparison: Comparison) -> None:
         table.add_row(name, f"[{_COLOURS[proof.status]}]{verdict}[/]", f"{proof.error:.3g}",
                       f"{proof.bound:.3g}", escape(proof.detail))  # fmt: skip
     _out.print(table)
+
+
+def print_estimates(estimates: dict[str, Estimate], chip: Chip) -> None:
+    """A line a model; ratios are to the first."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for column in ("ms", "low to high", "ratio", "fill MB", "spill MB", "binary MB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    first = next(iter(estimates.values()))
+    for name, e in estimates.items():
+        megabytes = [f"{n / 1e6:.1f}" for n in (e.fill_bytes, e.spill_bytes, e.context_bytes)]
+        span = f"{e.latency_low_ms:.2f} to {e.latency_high_ms:.2f}"
+        ratio = f"{e.latency_ms / first.latency_ms:.2f}"
+        table.add_row(escape(name), f"{e.latency_ms:.2f}", span, ratio, *megabytes)
+    _out.print(table)
+    _out.print(f"[dim]simulated for {chip.description}, float16; fill and spill: DRAM traffic[/]")
+    for name, e in estimates.items():
+        if e.missing_ops:
+            text = f"{name}: {e.missing_ops} ops have no cost; don't trust its latency"
+            _out.print(f"[yellow]{escape(text)}[/]")
+        _print_cpu_nodes(name, e.cpu_nodes)
+
+
+def print_compiled(output: Path, on_cpu: Sequence[str]) -> None:
+    """Where the binary and its wrapper went, and what the NPU did not take."""
+    _out.print(escape(f"{output}  {output.stat().st_size / 1e6:.1f} MB"))
+    _out.print(escape(f"{output.with_suffix('.onnx')}  the ONNX wrapper around it"))
+    _print_cpu_nodes(str(output), on_cpu)
+
+
+def _print_cpu_nodes(name: str, nodes: Sequence[str]) -> None:
+    if nodes:
+        listed = ", ".join(_listed(nodes))
+        _out.print(f"[yellow]{escape(f'{name}: on the CPU, not the NPU: {listed}')}[/]")
 
 
 def print_catalogue(entries: Sequence[dict[str, Any]]) -> None:

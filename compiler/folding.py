@@ -168,6 +168,7 @@ FOLDS: dict[str, Fold] = {
     "Div": _div,
     "Neg": _numpy(np.negative),
     "Sqrt": _numpy(np.sqrt),
+    "Pow": _numpy(np.power),
     "Reciprocal": _numpy(lambda a: 1.0 / a),
     "Equal": _numpy(np.equal),
     "Greater": _numpy(np.greater),

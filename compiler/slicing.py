@@ -457,9 +457,11 @@ def _squeeze(s: Slicer, node: Node, take: Take) -> Tensor | None:
     removed = {a % len(source) for a in given} if given else {
         a for a, d in enumerate(source) if d == 1
     }  # fmt: skip
-    axis = [a for a in range(len(source)) if a not in removed][take.axis]
-    pulled = s.pull(node.inputs[0], replace(take, axis=axis))
-    return s.reshaped(pulled, take.shape(shape_of(node.outputs[0])), node)
+    # A squeezed axis is an index of its own, taken where it was made: behind a Split it never is.
+    tensor = node.inputs[0]
+    for axis in sorted(removed, reverse=True):
+        tensor = s.pull(tensor, Take(axis, 0, 1, drop=True))
+    return s.pull(tensor, take)
 
 
 _ELEMENTWISE = (

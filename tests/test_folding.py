@@ -46,6 +46,7 @@ CASES = {
     "Div": ["Div(w, v)", "Div(counts, parts)"],
     "Neg": ["Neg(w)", "Neg(counts)"],
     "Sqrt": ["Sqrt(positive)"],
+    "Pow": ["Pow(positive, two)"],
     "Reciprocal": ["Reciprocal(w)"],
     "Equal": ["Equal(counts, parts)", "Equal(counts, counts)"],
     "Greater": ["Greater(w, v)"],

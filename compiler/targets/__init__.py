@@ -1,0 +1,1 @@
+"""Where models run: chips, and Qualcomm's NPU compiler on this machine."""

@@ -1,0 +1,103 @@
+"""Qualcomm's NPU compiler on this machine; without its wheel, only what needs none runs."""
+
+import importlib.util
+import json
+import shutil
+
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+from compiler.cli import app
+from compiler.errors import UserError
+from compiler.targets import htp
+from compiler.targets.chips import CHIPS, chip_named, chip_with_estimates
+from compiler.targets.htp import compile_for, estimate, prepare
+
+needs_wheel = pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime_qnn") is None,
+    reason="onnxruntime-qnn is not installed (extra htp)",
+)
+IQ_9075 = CHIPS["iq-9075"]
+WEIGHTS = ",".join(str(i % 7 - 3) for i in range(32 * 32))
+MLP = f"""<ir_version: 10, opset_import: ["": 17]>
+g (float[1,64,32] x) => (float[1,64,32] y) <float[32,32] w = {{{WEIGHTS}}}> {{
+    a = MatMul(x, w)  b = Relu(a)  [last] y = MatMul(b, w) }}"""
+
+
+@pytest.fixture(scope="module")
+def mlp(tmp_path_factory):
+    path = tmp_path_factory.mktemp("mlp") / "mlp.onnx"
+    onnx.save(onnx.parser.parse_model(MLP), path)
+    return path
+
+
+def test_an_unknown_chip_names_the_nearest():
+    with pytest.raises(UserError, match=r"no chip 'iq9075', did you mean 'iq-9075'\?"):
+        chip_named("iq9075")
+
+
+def test_a_phone_gives_no_estimate():
+    with pytest.raises(UserError, match="those with estimates: iq-9075, sa8775, sa8797"):
+        chip_with_estimates("s24")
+
+
+def test_without_the_wheel_one_line_says_what_to_install(mlp, tmp_path, monkeypatch):
+    monkeypatch.setattr(htp.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(UserError, match=r"not installed: pip install -e '.\[htp\]'"):
+        prepare(mlp, IQ_9075, tmp_path)
+
+
+@needs_wheel
+def test_an_estimate_is_deterministic_and_whole(mlp):
+    first = estimate(mlp, IQ_9075)
+    assert first == estimate(mlp, IQ_9075)
+    assert 0 < first.latency_low_ms <= first.latency_ms <= first.latency_high_ms
+    assert first.fill_bytes > 0
+    assert (first.missing_ops, first.cpu_nodes) == (0, ())
+
+
+@needs_wheel
+def test_the_command_compares_models(mlp, tmp_path):
+    other = shutil.copy(mlp, tmp_path / "other.onnx")
+    one, two = json.loads(
+        CliRunner().invoke(app, ["estimate", str(mlp), str(other), "--json"]).stdout
+    )
+    assert (one.pop("model"), two.pop("model")) == (str(mlp), str(other))
+    assert one == two
+    assert set(one) >= {
+        "latency_ms", "latency_low_ms", "latency_high_ms", "fill_bytes", "spill_bytes",
+        "missing_ops",
+    }  # fmt: skip
+
+
+@needs_wheel
+@pytest.mark.parametrize("chip", CHIPS)
+def test_every_chip_compiles(mlp, tmp_path, chip):
+    output = tmp_path / "model.bin"
+    assert compile_for(mlp, CHIPS[chip], output) == ()
+    (node,) = onnx.load(tmp_path / "model.onnx").graph.node
+    values = {attribute.name: attribute for attribute in node.attribute}
+    assert values["ep_cache_context"].s == b"model.bin"
+    assert {path.name for path in tmp_path.iterdir()} == {"model.bin", "model.onnx"}
+
+
+def test_the_wrapper_has_a_name_of_its_own(mlp, tmp_path):
+    with pytest.raises(UserError, match="name the binary"):
+        compile_for(mlp, IQ_9075, tmp_path / "model.onnx")
+
+
+@needs_wheel
+def test_what_the_npu_does_not_take_is_named(tmp_path):
+    path = tmp_path / "sinh.onnx"
+    text = MLP.replace("[last] y = MatMul(b, w)", "c = MatMul(b, w)  [last] y = Sinh(c)")
+    onnx.save(onnx.parser.parse_model(text), path)
+    assert estimate(path, IQ_9075).cpu_nodes == ("Sinh last",)
+
+
+@needs_wheel
+def test_a_bad_file_is_refused_in_our_words(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="not an ONNX"):
+        estimate(path, IQ_9075)
