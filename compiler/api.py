@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from compiler.errors import UserError
+from compiler.progress import Progress
+
+if TYPE_CHECKING:
+    from compiler.building import Stage
+    from compiler.targets.chips import Chip
 
 DEFAULT_MODEL = "dav2-small"
 DEFAULT_PIPELINE = "insert_resize:height=480:width=640,fold_norm,split_heads,flip_average"
@@ -15,7 +22,8 @@ def build(
     size: str | None = None, weights: str = "auto", image: Path | None = None,
     exporter: Literal["dynamo", "torchscript"] = "dynamo", opset: int | None = None,
     canonicalize: bool = True, verify: Literal["each", "final", "full", "none"] = "each",
-    allow_noop: bool = False, progress: Callable[[str, int, int], None] | None = None,
+    allow_noop: bool = False, estimate: str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Builds a model through a pipeline into a folder and returns what its `build.json` holds.
@@ -32,6 +40,7 @@ def build(
         canonicalize: whether `canonicalize` runs first.
         verify: `each` stage, the `final` one, `full` (whole float64 too), or `none`.
         allow_noop: a pass that rewrites nothing is an error unless this is set.
+        estimate: a chip (`iq-9075`) to simulate every stage's latency for; needs the extra `htp`.
         progress: told (what, done, total) during long steps.
         notice: told one-line messages about licences and weights.
 
@@ -46,6 +55,7 @@ def build(
     from compiler.pipeline import parse_pipeline
 
     show = progress or (lambda _what, _done, _total: None)
+    chip = None if estimate is None else _chip(estimate)
     pipeline = [*parse_pipeline("canonicalize" if canonicalize else ""), *parse_pipeline(passes)]
     source = models.resolve(model, size=size, weights=weights, exporter=exporter, opset=opset)
     photo = image or models.sample_image()
@@ -67,8 +77,34 @@ def build(
             "weights": source.weights,
             "notices": list(source.notices),
         }
+        if chip is not None:
+            _estimate_stages(stages, chip, show)
         record = build_record(stages, pipeline, description, verify)
         show("depth picture", 0, 1)
         write_depth_picture(beside / "depth.png", photo, stages[0].path, stages[-1].path)
         write_json(beside / "build.json", record)
     return record
+
+
+def _chip(name: str) -> Chip:
+    """The chip to estimate for; a missing wheel is refused now, not after the build."""
+    from compiler.targets.chips import chip_with_estimates
+    from compiler.targets.htp import require_wheel
+
+    require_wheel()
+    return chip_with_estimates(name)
+
+
+def _estimate_stages(stages: Sequence[Stage], chip: Chip, show: Progress) -> None:
+    """Fills in each stage's estimate; a stage that the NPU's compiler refuses gets a note."""
+    from compiler.targets.htp import estimate
+
+    for done, (before, stage) in enumerate(zip([None, *stages], stages, strict=False)):
+        show(f"estimating {stage.report.stage}", done, len(stages))
+        if before is not None and not stage.rewrites:
+            stage.report.estimate = before.report.estimate
+            continue
+        try:
+            stage.report.estimate = {"chip": chip.name, **estimate(stage.path, chip).record()}
+        except UserError as error:
+            stage.report.notes.append(f"{stage.report.name} has no estimate: {error}")

@@ -49,6 +49,7 @@ class StageReport:
     float64: dict[str, Any] | None = None
     float32: dict[str, Any] | None = None
     whole_float64: dict[str, Any] | None = None
+    estimate: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
 

@@ -24,6 +24,9 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 the numbers differ, 2 bad input (one line says what to do).",
 )
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Chips = Annotated[
+    str, typer.Option(help="s24, s25, s26, iq-9075, sa8775 or sa8797; the last three simulate.")
+]
 
 
 @app.command()
@@ -73,6 +76,10 @@ def build(
     allow_noop: Annotated[
         bool, typer.Option("--allow-noop", help="A pass that rewrites nothing is no error.")
     ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Simulate every stage's latency on --chip.")
+    ] = False,
+    chip: Chips = "iq-9075",
     as_json: Json = False,
 ) -> None:
     """Build a model: rewrite it pass by pass and verify every stage.
@@ -85,7 +92,8 @@ def build(
         record = api.build(
             model, passes, output=output, size=size, weights=weights, image=image,
             exporter=exporter, opset=opset, canonicalize=canonicalize, verify=verify,
-            allow_noop=allow_noop, progress=show, notice=display.notice,
+            allow_noop=allow_noop, estimate=chip if estimate else None,
+            progress=show, notice=display.notice,
         )  # fmt: skip
     folder = output or Path("build") / record["model"]["name"]
     if as_json:
@@ -117,11 +125,6 @@ def verify(
     else:
         display.print_comparison(comparison)
     raise typer.Exit(0 if comparison.is_equal else 1)
-
-
-Chips = Annotated[
-    str, typer.Option(help="s24, s25, s26, iq-9075, sa8775 or sa8797; the last three simulate.")
-]
 
 
 @app.command()

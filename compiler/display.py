@@ -55,8 +55,12 @@ def print_build(record: dict[str, Any], folder: Path) -> None:
     table.add_column("pass", overflow="fold")
     for column in ("rewrites", "refused", "nodes", "seconds", "float64", "float32 ≤ bound"):
         table.add_column(column, justify="right", no_wrap=True)
+    estimates = [stage["estimate"] for stage in record["stages"]]
+    if any(estimates):
+        table.add_column("NPU ms", justify="right", no_wrap=True)
     for stage in record["stages"]:
-        table.add_row(*_build_row(stage))
+        latency = [f"{e['latency_ms']:.2f}" if (e := stage["estimate"]) else "–"]
+        table.add_row(*_build_row(stage), *(latency if any(estimates) else []))
     _out.print(table)
     _print_remarks(record)
     size = sum(path.stat().st_size for path in folder.iterdir())

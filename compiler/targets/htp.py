@@ -92,6 +92,12 @@ def compile_for(model: Path, chip: Chip, output: Path) -> tuple[str, ...]:
         return cpu_nodes(wrapper)
 
 
+def require_wheel() -> None:
+    """Raises UserError, which says what to install, where the NPU compiler is missing."""
+    if importlib.util.find_spec("onnxruntime_qnn") is None:
+        raise UserError(f"Qualcomm's NPU compiler is not installed: {INSTALL}")
+
+
 @contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,8 +110,7 @@ def prepare(model: Path, chip: Chip, folder: Path) -> Prepared:
 
     Raises UserError when the provider isn't installed, can't load, or refuses the model.
     """
-    if importlib.util.find_spec("onnxruntime_qnn") is None:
-        raise UserError(f"Qualcomm's NPU compiler is not installed: {INSTALL}")
+    require_wheel()
     read_model(model)  # a bad file is refused in our words
     files = Prepared(folder / "model.onnx", folder / "model_qnn.bin", folder / "profile.csv")
     job = {

@@ -8,6 +8,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
+import compiler
 from compiler.cli import app
 from compiler.errors import UserError
 from compiler.targets import htp
@@ -93,6 +94,21 @@ def test_what_the_npu_does_not_take_is_named(tmp_path):
     text = MLP.replace("[last] y = MatMul(b, w)", "c = MatMul(b, w)  [last] y = Sinh(c)")
     onnx.save(onnx.parser.parse_model(text), path)
     assert estimate(path, IQ_9075).cpu_nodes == ("Sinh last",)
+
+
+@needs_wheel
+def test_a_build_estimates_every_stage(mlp, tmp_path):
+    record = compiler.build(str(mlp), "", output=tmp_path / "build", estimate="iq-9075")
+    source, canonical = (stage["estimate"] for stage in record["stages"])
+    assert source == canonical
+    assert source["latency_ms"] == estimate(mlp, IQ_9075).latency_ms
+
+
+def test_a_build_refuses_a_chip_before_it_begins(mlp, tmp_path, monkeypatch):
+    monkeypatch.setattr(htp, "require_wheel", lambda: None)
+    with pytest.raises(UserError, match="simulates no latency"):
+        compiler.build(str(mlp), "", output=tmp_path / "build", estimate="s24")
+    assert not list(tmp_path.iterdir())
 
 
 @needs_wheel
