@@ -309,7 +309,6 @@ class _Editor:
         dead.sort(key=lambda node: self._position[id(node)])
         inputs = cut_inputs(graph, [*dead, *builder.nodes])
         context = shared_context(graph, inputs) if dead else []
-        network = None if dead else {t.name: t for t in [*graph.inputs, *graph.outputs]}
         cut = [old for old, _ in proposal.outputs]
         old = region_of(graph, [*context, *dead], cut if dead else [])
         networks = [_network_of(graph, copy) for copy in proposal.copies]
@@ -322,9 +321,11 @@ class _Editor:
         copied = {id(twin) for copy in proposal.copies for _, twin in copy.nodes}
         new_nodes = sorted_nodes([n for n in builder.nodes if id(n) not in copied])
         new = region_of(graph, [*context, *new_nodes], cut)
-        twins = [_twins_of(nodes, c) for nodes, c in zip(networks, proposal.copies, strict=True)]
-        pairs = list(zip(originals, [_copy_region(graph, nodes) for nodes in twins], strict=True))
-        calls, copies = _plugged(proposal, network, before, inner, pairs)
+        copies = tuple(
+            (original, _copy_region(graph, _twins_of(nodes, copy)), _names(copy.inputs))
+            for original, nodes, copy in zip(originals, networks, proposal.copies, strict=True)
+        )
+        calls = () if dead else _calls(proposal, before, inner)
         after = Signature.of(graph)
         left = proposal.slices_left
         return Rewrite(name, index, place, old, new, calls, copies, before, after, left)
@@ -433,22 +434,20 @@ def _twins_of(network: list[Node], copy: Copy) -> list[Node]:
     return [twins[id(node)] for node in network if id(node) in twins]
 
 
-def _plugged(
-    proposal: Replacement, network: dict[str, Tensor] | None, before: Signature,
-    inner: dict[str, Tensor], copies: list[tuple[Region, Region]],
-) -> tuple[tuple[Call, ...], tuple[tuple[Region, Region, Mapping[str, str]], ...]]:  # fmt: skip
-    """Where the network and its copies are plugged into a declared pass's nodes."""
-    wraps = proposal.new_inputs or any(producer_of(t) is not None for t in inner.values())
-    if network is None or not wraps:
-        return (), ()
-    now = {name: inner[name].name if name in inner else name for name in network}
-    calls = [Call({k: now[k] for k in before.inputs}, {k: now[k] for k in before.outputs})]
-    plugged = []
-    for copy, (original, twin) in zip(proposal.copies, copies, strict=True):
-        plugs = {name: tensor.name for name, tensor in copy.inputs.items()}
-        calls.append(Call(plugs, {name: t.name for name, t in copy.outputs.items()}))
-        plugged.append((original, twin, plugs))
-    return tuple(calls), tuple(plugged)
+def _calls(
+    proposal: Replacement, before: Signature, inner: Mapping[str, Tensor]
+) -> tuple[Call, ...]:
+    """Where the network and its copies are plugged into the nodes that a declared pass made."""
+    if not inner:
+        return ()
+    now = {name: inner[name].name if name in inner else name
+           for name in [*before.inputs, *before.outputs]}  # fmt: skip
+    network = Call({k: now[k] for k in before.inputs}, {k: now[k] for k in before.outputs})
+    return network, *(Call(_names(c.inputs), _names(c.outputs)) for c in proposal.copies)
+
+
+def _names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: tensor.name for name, tensor in tensors.items()}
 
 
 __all__ = [

@@ -29,7 +29,7 @@ CHIPS = {
     for chip in (
         Chip("s24", "Galaxy S24, Snapdragon 8 Gen 3", 57, 75, 8, False),
         Chip("s25", "Galaxy S25, Snapdragon 8 Elite", 69, 79, 8, False),
-        Chip("s26", "Galaxy S26, Snapdragon 8 Elite Gen 5", 87, 81, None, False),
+        Chip("s26", "Galaxy S26", 87, 81, None, False),
         Chip("iq-9075", "Dragonwing IQ-9075", 77, 73, None, True),
         Chip("sa8775", "SA8255, SA8650 and SA8775", 52, 73, None, True),
         Chip("sa8797", "SA8797", 72, 81, None, True),
