@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compiler.errors import UserError
-from compiler.progress import Progress
+from compiler.progress import Progress, nothing
 
 if TYPE_CHECKING:
     from compiler.building import Stage
@@ -23,7 +23,7 @@ def build(
     exporter: Literal["dynamo", "torchscript"] = "dynamo", opset: int | None = None,
     canonicalize: bool = True, verify: Literal["each", "final", "full", "none"] = "each",
     allow_noop: bool = False, estimate: str | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = nothing,
     notice: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Builds a model through a pipeline into a folder and returns what its `build.json` holds.
@@ -54,7 +54,6 @@ def build(
     from compiler.pictures import write_depth_picture
     from compiler.pipeline import parse_pipeline
 
-    show = progress or (lambda _what, _done, _total: None)
     chip = None if estimate is None else _chip(estimate)
     pipeline = [*parse_pipeline("canonicalize" if canonicalize else ""), *parse_pipeline(passes)]
     source = models.resolve(model, size=size, weights=weights, exporter=exporter, opset=opset)
@@ -66,10 +65,10 @@ def build(
     with appearing_whole(folder) as beside:
         exported = beside / "exported"
         exported.mkdir()
-        show("exporting" if not model.endswith(".onnx") else "reading", 0, 1)
+        progress("exporting" if not model.endswith(".onnx") else "reading", 0, 1)
         stages = build_stages(
             source.write(exported), pipeline, beside, allow_noop=allow_noop, verify=verify,
-            progress=show, failures=folder.with_name(f"{folder.name}.failure"),
+            progress=progress, failures=folder.with_name(f"{folder.name}.failure"),
             spent=exported,
         )  # fmt: skip
         description = {
@@ -78,9 +77,9 @@ def build(
             "notices": list(source.notices),
         }
         if chip is not None:
-            _estimate_stages(stages, chip, show)
+            _estimate_stages(stages, chip, progress)
         record = build_record(stages, pipeline, description, verify)
-        show("depth picture", 0, 1)
+        progress("depth picture", 0, 1)
         write_depth_picture(beside / "depth.png", photo, stages[0].path, stages[-1].path)
         write_json(beside / "build.json", record)
     return record
@@ -95,12 +94,12 @@ def _chip(name: str) -> Chip:
     return chip_with_estimates(name)
 
 
-def _estimate_stages(stages: Sequence[Stage], chip: Chip, show: Progress) -> None:
+def _estimate_stages(stages: Sequence[Stage], chip: Chip, progress: Progress) -> None:
     """Fills in each stage's estimate; a stage that the NPU's compiler refuses gets a note."""
     from compiler.targets.htp import estimate
 
     for done, (before, stage) in enumerate(zip([None, *stages], stages, strict=False)):
-        show(f"estimating {stage.report.stage}", done, len(stages))
+        progress(f"estimating {stage.report.stage}", done, len(stages))
         if before is not None and not stage.rewrites:
             stage.report.estimate = before.report.estimate
             continue

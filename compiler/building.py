@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compiler.components import changed_components
-from compiler.errors import UserError, VerificationError
+from compiler.errors import UserError
 from compiler.graph import Graph
 from compiler.pipeline import pipeline_text
 from compiler.progress import Progress, nothing
 from compiler.records import finite, json_text
 from compiler.region import TensorType
-from compiler.rewrite import Applied, DeclaredPass, GraphPass, LocalPass, Pass, Rewrite, apply_pass
+from compiler.rewrite import Applied, GraphPass, LocalPass, Pass, Rewrite, apply_pass
 from compiler.weights import WeightsFile
 
 Verify = Literal["each", "final", "full", "none"]
@@ -251,7 +251,3 @@ _VERSIONED = [
     "torch",
     "transformers",
 ]
-__all__ = [
-    "DeclaredPass", "StageReport", "VerificationError", "appearing_whole", "build_record",
-    "build_stages", "run_pass", "write_json", "writing",
-]  # fmt: skip

@@ -102,13 +102,18 @@ def node_key(
 
     Weights are compared by value; a tensor in `names` counts under the name that it has there.
     """
-    attributes = tuple(sorted(a.SerializeToString(deterministic=True) for a in node.attribute))
     inputs = tuple(
         Values(weights[name]) if name in weights else names.get(name, name) for name in node.input
     )
     outputs = tuple(names.get(name, name) for name in node.output)
     captured = tuple((n, Values(weights[n])) for n in _names_in_bodies(node) if n in weights)
-    return (node.op_type, node.domain, attributes, inputs, outputs, captured)
+    return (node_kind(node), inputs, outputs, captured)
+
+
+def node_kind(node: onnx.NodeProto) -> Hashable:
+    """Equal for nodes of the same operator with the same attributes."""
+    attributes = tuple(sorted(a.SerializeToString(deterministic=True) for a in node.attribute))
+    return (node.op_type, node.domain, attributes)
 
 
 def _names_in_bodies(node: onnx.NodeProto) -> list[str]:

@@ -178,6 +178,10 @@ class Graph:
         }
         return Graph(self.to_model(stubs=large), self.folder, large)
 
+    def functions(self) -> list[onnx.FunctionProto]:
+        """The model's local functions."""
+        return [OnnxExporter.export_function(function) for function in self.ir.functions]
+
     def to_model(self, stubs: Collection[str] = ()) -> onnx.ModelProto:
         """The graph as a ModelProto; weights that are on disk stay there as references.
 
@@ -196,7 +200,7 @@ class Graph:
         model = onnx.helper.make_model(
             graph, opset_imports=self.ir.import_domains, ir_version=self.ir.ir_version,
             producer_name=self.ir.producer_name, producer_version=self.ir.producer_version,
-            functions=[OnnxExporter.export_function(f) for f in self.ir.functions],
+            functions=self.functions(),
         )  # fmt: skip
         onnx.helper.set_model_props(model, self.metadata)
         return model

@@ -7,7 +7,7 @@ diffs and reproducers all work on it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -28,6 +28,12 @@ class TensorType:
         """The type of a graphsurgeon tensor."""
         shape = None if tensor.shape is None else tuple(tensor.shape)
         return cls(0 if tensor.dtype is None else onnx_type_of(tensor.dtype), shape)
+
+    @property
+    def fixed_shape(self) -> tuple[int, ...] | None:
+        """The shape where every dimension is a number, else None."""
+        sizes = tuple(d for d in self.shape or () if isinstance(d, int))
+        return sizes if self.shape is not None and len(sizes) == len(self.shape) else None
 
     def admits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of `shape` fits; dynamic dimensions take any size."""
@@ -124,8 +130,7 @@ def whole(graph: Graph) -> Region:
     """The whole graph as one region: its inputs and outputs are the cut."""
     region = region_of(graph, graph.nodes, graph.outputs)
     inputs = {tensor.name: TensorType.of(tensor) for tensor in graph.inputs}
-    return Region(region.nodes, inputs, region.outputs, region.constants, region.opsets,
-                  region.types)  # fmt: skip
+    return replace(region, inputs=inputs)
 
 
 def ancestors(

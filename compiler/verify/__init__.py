@@ -56,9 +56,9 @@ class Verifier:
         nodes = len(source.graph.nodes)
         self._least = least_bound(source.graph)
         self._added_ops: set[str] = set()
-        self._noise = self._measured_noise(source)
         self._float32 = memoized(Float32Model(source.path))
         self._float64 = memoized(self._with_progress(source.path, "source in float64", nodes))
+        self._noise = self._measured_noise()
 
     def check(self, after: Stage, pass_: Pass, *, is_last: bool) -> None:
         """Fills in a stage's report; raises VerificationError on the first rung that fails."""
@@ -154,15 +154,14 @@ class Verifier:
             return Proof("UNVERIFIED", math.nan, bound, str(reason))
         return proof
 
-    def _measured_noise(self, source: Stage) -> float:
+    def _measured_noise(self) -> float:
         """How far the source's float32 is from its own float64; nan if it has no float64."""
-        nodes = len(source.graph.nodes)
         try:
             inputs = model_inputs(self._signature.inputs)
-            exact = self._with_progress(source.path, "source in float64", nodes)(inputs)
+            exact = self._float64(inputs)
         except (UnsupportedInFloat64, IndexError, ValueError):  # generated integers may not fit
             return math.nan
-        return distance(Float32Model(source.path)(inputs), exact)
+        return distance(self._float32(inputs), exact)
 
     def _with_progress(self, path: Path, what: str, nodes: int) -> Function:
         graph = Graph.load(path)

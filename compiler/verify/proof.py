@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
+from compiler.components import node_kind
 from compiler.region import Region, TensorType
 from compiler.rewrite import Contract, DeclaredPass, Float64, Function, Pass, Rewrite
 from compiler.verify.float64 import evaluate
@@ -112,15 +113,19 @@ def random_inputs(types: Mapping[str, TensorType], place: str, seed: int) -> dic
 
 
 def _random(kind: TensorType, rng: np.random.Generator) -> Any:
-    shape = kind.shape
-    if shape is None or not all(isinstance(d, int) for d in shape):
-        raise UnsupportedInFloat64("dynamic shape", f"a cut tensor has the shape {shape}")
+    shape = _fixed_shape(kind)
     dtype = np.float64 if kind.is_float else onnx.helper.tensor_dtype_to_np_dtype(kind.onnx_type)
-    values = cut_input([int(d) for d in shape if d is not None], dtype, rng, valid_range=(0, 2))
+    values = cut_input(shape, dtype, rng, valid_range=(0, 2))
     if not kind.is_float:
         return values
     # Some values are large: a Clip that a rewrite forgot has to have something to clip.
     return values * rng.choice([1.0, 8.0], p=[0.875, 0.125], size=values.shape)
+
+
+def _fixed_shape(kind: TensorType) -> tuple[int, ...]:
+    if kind.fixed_shape is None:
+        raise UnsupportedInFloat64("dynamic shape", f"a cut tensor has the shape {kind.shape}")
+    return kind.fixed_shape
 
 
 def _bound(rewrite: Rewrite, contract: Contract) -> float:
@@ -150,10 +155,9 @@ def _prove_declared(rewrite: Rewrite, pass_: DeclaredPass[Any], bound: float, se
     if proof.status == "pass" and rewrite.calls:
         # What a pass does to a map without any contrast is a case of its own.
         flat = partial(_flat_box, rewrite.before.outputs)
-        proofs = judge(
-            _run_plugged(rewrite, flat, inputs), pass_.expected(flat, inputs, rewrite.before), bound
-        )
-        return proofs if proofs.status == "fail" else proof
+        expected = pass_.expected(flat, inputs, rewrite.before)
+        without_contrast = judge(_run_plugged(rewrite, flat, inputs), expected, bound)
+        return without_contrast if without_contrast.status == "fail" else proof
     return proof
 
 
@@ -164,8 +168,8 @@ def image_like_inputs(types: Mapping[str, TensorType], seed: int) -> dict[str, F
     """
     values = {}
     for name, kind in types.items():
-        shape = [int(d) for d in kind.shape or () if isinstance(d, int)]
-        if len(shape) == len(kind.shape or ()) == 4 and kind.is_float:
+        shape = kind.fixed_shape
+        if shape is not None and len(shape) == 4 and kind.is_float:
             values[name] = natural_image(shape, seed).astype(np.float64)
         else:
             values |= random_inputs({name: kind}, name, seed)
@@ -186,7 +190,7 @@ def _black_box(rewrite: Rewrite) -> Function:
         results = {}
         for name, kind in outputs.items():
             rng = np.random.default_rng(zlib.crc32(name.encode()))
-            shape = tuple(int(d) for d in kind.shape or () if isinstance(d, int))
+            shape = _fixed_shape(kind)
             picks = rng.integers(0, flat.size, (4, int(np.prod(shape))))
             phase = rng.standard_normal(picks.shape)
             results[name] = np.sin(flat[picks] / 64 + phase).sum(axis=0).reshape(shape)
@@ -198,9 +202,7 @@ def _black_box(rewrite: Rewrite) -> Function:
 def _flat_box(
     outputs: Mapping[str, TensorType], _inputs: Mapping[str, Float64]
 ) -> dict[str, Float64]:
-    shapes = {name: [int(d) for d in kind.shape or () if isinstance(d, int)]
-              for name, kind in outputs.items()}  # fmt: skip
-    return {name: np.zeros(shape) for name, shape in shapes.items()}
+    return {name: np.zeros(_fixed_shape(kind)) for name, kind in outputs.items()}
 
 
 def _run_plugged(
@@ -232,7 +234,7 @@ def difference_of_copy(
         return f"{len(copy.nodes)} nodes instead of {len(original.nodes)}"
     names = dict(plugs)
     for old, new in zip(original.nodes, copy.nodes, strict=True):
-        if _kind(old) != _kind(new) or len(old.input) != len(new.input):
+        if node_kind(old) != node_kind(new) or len(old.input) != len(new.input):
             return f"{new.name!r} is not {old.name!r}"
         for was, now in zip(old.input, new.input, strict=True):
             same_weight = original.constants.get(was) is copy.constants.get(now)
@@ -241,8 +243,3 @@ def difference_of_copy(
         names |= dict(zip(old.output, new.output, strict=True))
     wrong = [old for old, tensor in outputs.items() if names.get(old) != tensor]
     return f"{wrong[0]!r} is taken from elsewhere" if wrong else None
-
-
-def _kind(node: onnx.NodeProto) -> tuple[str, str, list[bytes]]:
-    attributes = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
-    return node.op_type, node.domain, attributes

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx
 
-from compiler.components import changed_components, node_key
+from compiler.building import run_pass
+from compiler.components import node_key
 from compiler.graph import Graph
 from compiler.region import whole
-from compiler.rewrite import (
-    DeclaredPass,
-    GraphPass,
-    LocalPass,
-    Pass,
-    Rewrite,
-    Signature,
-    apply_pass,
-)
+from compiler.rewrite import DeclaredPass, Pass, Rewrite, Signature
 
 
 def structure_faults(
@@ -65,15 +57,8 @@ def _changed_semantics(before: Graph, after: Graph, pass_: Pass) -> list[str]:
     old, new = before.opsets, after.opsets
     opsets = [f"{d or 'ai.onnx'} {v} → {new[d]}" for d, v in old.items() if new.get(d, v) != v]
     faults = [f"{pass_.name} changed the opset {change}" for change in opsets]
-    bodies = [
-        onnx.ModelProto(functions=g.to_model(stubs=_names(g)).functions) for g in (before, after)
-    ]
-    one, two = (body.SerializeToString(deterministic=True) for body in bodies)
-    return faults if one == two else [*faults, f"{pass_.name} changed the model's functions"]
-
-
-def _names(graph: Graph) -> list[str]:
-    return [tensor.name for tensor in graph.constants()]
+    same = before.functions() == after.functions()
+    return faults if same else [*faults, f"{pass_.name} changed the model's functions"]
 
 
 def _culprit(fault: str, rewrites: Sequence[Rewrite]) -> str:
@@ -114,7 +99,5 @@ def checker_faults(path: Path) -> list[str]:
 
 
 def _second_run(graph: Graph, pass_: Pass) -> list[str]:
-    if isinstance(pass_, GraphPass):
-        return [r.place for r in changed_components(graph, pass_.simplified(graph), pass_.name)]
-    local: LocalPass[Any] = pass_  # type: ignore[assignment]
-    return [rewrite.place for rewrite in apply_pass(graph, local).rewrites]
+    _, again = run_pass(graph, pass_)
+    return [rewrite.place for rewrite in again.rewrites]
