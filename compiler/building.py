@@ -67,7 +67,8 @@ def run_pass(graph: Graph, pass_: Pass) -> tuple[Graph, Applied]:
     """Applies one pass; returns the new graph (the same one, for local passes) and the record."""
     if isinstance(pass_, GraphPass):
         simplified = pass_.simplified(graph)
-        return simplified, Applied(changed_components(graph, simplified, pass_.name))
+        rewrites = changed_components(graph, simplified, pass_.name)
+        return simplified, Applied(rewrites, pass_.refusals(graph))
     local: LocalPass[Any] = pass_  # type: ignore[assignment]
     return graph, apply_pass(graph, local)
 

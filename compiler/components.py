@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import cast
 
 import numpy as np
@@ -23,6 +24,7 @@ from compiler.graph import (
     Node,
     export_node,
     reads_of,
+    sorted_nodes,
 )
 from compiler.region import Region, cut_inputs, region_of, shared_context
 from compiler.rewrite import Rewrite
@@ -49,13 +51,17 @@ def changed_components(before: Graph, after: Graph, pass_name: str) -> list[Rewr
         new = [node for node in group if id(node) not in is_old]
         outputs = [t for node in old for t in node.outputs if t.name in shared or t.name in folded]
         if outputs:
-            _record_provenance(new, old, pass_name, len(rewrites))
+            texts = {_signature(before, node, folded)[0] for node in old}
+            rewritten = [node for node in new if _signature(after, node, folded)[0] not in texts]
+            _record_provenance(rewritten, old, pass_name, len(rewrites))
             read = [tensors[t.name] for t in cut_inputs(after, new) if t.name in tensors]
             cut = {id(tensor): tensor for tensor in [*cut_inputs(before, old), *read]}
             context = shared_context(before, list(cut.values()), kept)
             same = [twins[node.outputs[0].name] for node in context]
-            old_region = _with_constants(region_of(before, [*context, *old], outputs), folded)
-            new_region = _with_constants(region_of(after, [*same, *new], outputs), folded)
+            old_region, new_region = (
+                _with_constants(region_of(graph, sorted_nodes(nodes), outputs), folded)
+                for graph, nodes in ((before, [*context, *old]), (after, [*same, *new]))
+            )
             rewrites.append(
                 Rewrite(pass_name, len(rewrites), outputs[0].name, old_region, new_region)
             )
@@ -89,10 +95,12 @@ def _changed(graph: Graph, other: Graph, folded: Collection[str]) -> list[Node]:
     ]
 
 
-def _signature(graph: Graph, node: Node, folded: Collection[str]) -> Hashable:
+def _signature(graph: Graph, node: Node, folded: Collection[str]) -> tuple[Hashable, Hashable]:
+    """What a node does, and its operator's version."""
+    proto = export_node(node)
     known = {t.name: graph.weight(t) for t in reads_of(node) if t.name not in folded}
     weights = {name: weight for name, weight in known.items() if weight is not None}
-    return node_key(export_node(node), weights, {})
+    return node_key(proto, weights, {}), meaning(proto, graph.opsets)
 
 
 def node_key(
@@ -110,6 +118,23 @@ def node_key(
     return (node_kind(node), inputs, outputs, captured)
 
 
+def meaning(node: onnx.NodeProto, opsets: Mapping[str, int]) -> Hashable:
+    """Equal for equal nodes if they also mean the same: the versions of a node's operators."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    opset = opsets.get(domain, opsets.get("ai.onnx", 0) if not domain else 0)
+    version = _version(node.op_type, domain, opset)
+    return version, tuple(meaning(n, opsets) for body in _bodies(node) for n in body.node)
+
+
+@cache
+def _version(op: str, domain: str, opset: int) -> int:
+    """The opset in which an operator last changed; the opset itself for an unknown one."""
+    try:
+        return int(onnx.defs.get_schema(op, opset, domain).since_version)
+    except onnx.defs.SchemaError:
+        return opset
+
+
 def node_kind(node: onnx.NodeProto) -> Hashable:
     """Equal for nodes of the same operator with the same attributes."""
     attributes = tuple(sorted(a.SerializeToString(deterministic=True) for a in node.attribute))
@@ -118,9 +143,12 @@ def node_kind(node: onnx.NodeProto) -> Hashable:
 
 def _names_in_bodies(node: onnx.NodeProto) -> list[str]:
     """Every tensor name that the bodies of If, Loop and Scan read, in order."""
-    bodies = [b for a in node.attribute for b in ([a.g] if a.HasField("g") else a.graphs)]
-    inner = [n for body in bodies for n in body.node]
+    inner = [n for body in _bodies(node) for n in body.node]
     return [name for n in inner for name in [*n.input, *_names_in_bodies(n)]]
+
+
+def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    return [b for a in node.attribute for b in ([a.g] if a.HasField("g") else a.graphs)]
 
 
 class Values:

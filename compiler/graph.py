@@ -100,6 +100,18 @@ class Graph:
         return int(self.ir.opset)
 
     @property
+    def ir_version(self) -> int:
+        """The version of ONNX's file format."""
+        return int(self.ir.ir_version)
+
+    def set_versions(self, opset: int, ir_version: int) -> None:
+        """Declares other versions; that every node means the same in them is for others to show."""
+        for entry in self.ir.import_domains:
+            if entry.domain in ("", "ai.onnx"):
+                entry.version = opset
+        self.ir.opset, self.ir.ir_version = opset, ir_version
+
+    @property
     def opsets(self) -> dict[str, int]:
         """Domain to version, for every operator set that the model imports."""
         return {entry.domain: entry.version for entry in self.ir.import_domains}

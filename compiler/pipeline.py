@@ -1,4 +1,7 @@
-"""Pipelines as text: `insert_resize:height=480:width=640,fold_norm`; a pass is a file's name."""
+"""Pipelines as text: `insert_resize:height=480:width=640,fold_norm`; a pass is a file's name.
+
+A pass with a single option takes its value without its name: `for_target:aihub`.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,9 @@ def _options(kind: type[Pass], texts: list[str]) -> tuple[dict[str, object], lis
     values: dict[str, object] = {}
     faults = []
     for text in texts:
-        name, _, value = text.partition("=")
+        name, equals, value = text.partition("=")
+        if not equals and len(known) == 1 and name not in known:
+            name, value = next(iter(known)), text  # `for_target:aihub`
         if name not in known:
             faults.append(f"no option {name!r}{nearest(name, list(known))}")
             continue

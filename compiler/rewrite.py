@@ -118,6 +118,21 @@ class GraphPass(Pass):
     def simplified(self, graph: Graph) -> Graph:
         """A new graph; the driver finds the rewrites by comparing, and proves each."""
 
+    def refusals(self, graph: Graph) -> list[Refusal]:
+        """What `simplified` leaves alone, with reasons."""
+        return []
+
+    def opset(self, before: int) -> int:
+        """The version of the default operator set that the pass may leave, given the old one.
+
+        Every node whose operator changed between the two is a rewrite, proven at its own cut.
+        """
+        return before
+
+    def signature(self, before: Signature) -> Signature:
+        """The signature of the new graph, whose values are those of the old one."""
+        return before
+
 
 @dataclass(frozen=True)
 class Refusal:

@@ -16,6 +16,7 @@ GRAPH_LAYER = {
     "compiler.folding",
     "compiler.graph",
     "compiler.network",
+    "compiler.opsets",
     "compiler.region",
     "compiler.rewrite",
     "compiler.slicing",

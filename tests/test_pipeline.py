@@ -28,6 +28,9 @@ FAULTS = {
     "without a value": ("split_heads:group", "group=: must be a whole number above 0"),
     "missing option": ("insert_resize", "insert_resize: needs height=… and width=…"),
     "missing one option": ("insert_resize:width=640", "insert_resize: needs height=…"),
+    "a value that is not a choice": ("for_target:qnn", "target=qnn: must be one of aihub"),
+    "a name without its value": ("fold_norm:into", "into=: must be one of"),
+    "two options, so no name to spare": ("insert_resize:480", "no option '480'"),
     "a module that is no pass": ("__init__", "no pass '__init__'"),
 }
 
@@ -60,6 +63,14 @@ def test_text_round_trips(text):
     passes = parse_pipeline(text)
     assert pipeline_text(passes) == text
     assert parse_pipeline(pipeline_text(passes)) == passes
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [("for_target:aihub", "for_target:target=aihub"), ("fold_norm:conv", "fold_norm:into=conv")],
+)
+def test_a_single_option_needs_no_name(short, long):
+    assert parse_pipeline(short) == parse_pipeline(long)
 
 
 def test_spaces_and_empty_parts_do_not_matter():

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
 
 from compiler.building import run_pass
-from compiler.components import node_key
+from compiler.components import meaning, node_key
 from compiler.graph import Graph
-from compiler.region import whole
-from compiler.rewrite import DeclaredPass, Pass, Rewrite, Signature
+from compiler.region import Region, TensorType, whole
+from compiler.rewrite import DeclaredPass, GraphPass, Pass, Rewrite, Signature
 
 
 def structure_faults(
@@ -28,9 +28,28 @@ def structure_faults(
     malformed = checker_faults(after)
     if malformed:
         return [f"{_culprit(fault, rewrites)} is malformed: {fault}" for fault in malformed]
-    if isinstance(pass_, DeclaredPass) or Signature.of(Graph.load(after)).same_as(before):
+    now = Signature.of(Graph.load(after))
+    if isinstance(pass_, DeclaredPass) or _is_allowed(now, before, pass_):
         return []
     return [f"{pass_.name} changed the model's inputs or outputs"]
+
+
+def _is_allowed(now: Signature, before: Signature, pass_: Pass) -> bool:
+    """Whether each input and output is as it was, or as the pass declares it."""
+    declared = pass_.signature(before) if isinstance(pass_, GraphPass) else before
+    inputs = _either(now.inputs, before.inputs, declared.inputs)
+    outputs = _either(now.outputs, before.outputs, declared.outputs)
+    return now.same_as(Signature(inputs, outputs))
+
+
+def _either(
+    now: Mapping[str, TensorType],
+    before: Mapping[str, TensorType],
+    declared: Mapping[str, TensorType],
+) -> dict[str, TensorType]:
+    """Of every tensor the declared type where it has that now, else the one it had."""
+    return {name: declared[name] if now.get(name) == declared[name] else kind
+            for name, kind in before.items()}  # fmt: skip
 
 
 def record_faults(before: Path, after: Path, pass_: Pass, rewrites: Sequence[Rewrite]) -> list[str]:
@@ -55,10 +74,16 @@ def record_faults(before: Path, after: Path, pass_: Pass, rewrites: Sequence[Rew
 def _changed_semantics(before: Graph, after: Graph, pass_: Pass) -> list[str]:
     """What would change the meaning of nodes that look the same: opsets and local functions."""
     old, new = before.opsets, after.opsets
-    opsets = [f"{d or 'ai.onnx'} {v} → {new[d]}" for d, v in old.items() if new.get(d, v) != v]
+    opsets = [f"{d or 'ai.onnx'} {v} → {new[d]}" for d, v in old.items()
+              if new.get(d, v) not in (v, _declared(pass_, d, v))]  # fmt: skip
     faults = [f"{pass_.name} changed the opset {change}" for change in opsets]
     same = before.functions() == after.functions()
     return faults if same else [*faults, f"{pass_.name} changed the model's functions"]
+
+
+def _declared(pass_: Pass, domain: str, version: int) -> int:
+    is_default = domain in ("", "ai.onnx")
+    return pass_.opset(version) if isinstance(pass_, GraphPass) and is_default else version
 
 
 def _culprit(fault: str, rewrites: Sequence[Rewrite]) -> str:
@@ -82,11 +107,16 @@ def _unrecorded(before: Graph, after: Graph, rewrites: Sequence[Rewrite]) -> lis
     source, result = whole(before), whole(after)
     claims = {name: r.new.constants[name] for r in rewrites for name in r.new.outputs
               if name in r.new.constants}  # fmt: skip
-    known = {node_key(node, {**source.constants, **claims}, names) for node in source.nodes}
+    constants = {**source.constants, **claims}
+    known = {(node_key(n, constants, names), meaning(n, source.opsets)) for n in source.nodes}
     for rewrite in rewrites:
         for region in (rewrite.new, *(copy for _, copy, _ in rewrite.copies)):
-            known |= {node_key(node, region.constants, {}) for node in region.nodes}
-    return [n.name for n in result.nodes if node_key(n, result.constants, {}) not in known]
+            known |= {_key(node, region) for node in region.nodes}
+    return [node.name for node in result.nodes if _key(node, result) not in known]
+
+
+def _key(node: onnx.NodeProto, region: Region) -> tuple[Hashable, Hashable]:
+    return node_key(node, region.constants, {}), meaning(node, region.opsets)
 
 
 def checker_faults(path: Path) -> list[str]:
