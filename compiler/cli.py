@@ -10,6 +10,7 @@ import typer
 
 from compiler.api import DEFAULT_MODEL, DEFAULT_PIPELINE
 from compiler.errors import UserError, VerificationError
+from compiler.hub.commands import DEVICE, Device, hub_app
 from compiler.records import json_text
 
 app = typer.Typer(
@@ -21,8 +22,10 @@ app = typer.Typer(
     help="Rewrites ONNX models for mobile NPUs, and **proves every rewrite in float64** at its own "
     "cut.\n\nStart with `python -m compiler build`: Depth Anything V2 Small, rewritten and "
     "verified in `build/dav2-small/`. Any `.onnx` file takes its place.",
-    epilog="Exit codes: 0 done, 1 the numbers differ, 2 bad input (one line says what to do).",
+    epilog="Exit codes: 0 done, 1 the numbers differ or a target refuses, 2 bad input (one line "
+    "says what to do).",
 )
+app.add_typer(hub_app, name="hub")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Chips = Annotated[
     str, typer.Option(help="s24, s25, s26, iq-9075, sa8775 or sa8797; the last three simulate.")
@@ -80,6 +83,10 @@ def build(
         bool, typer.Option("--estimate", help="Simulate every stage's latency on --chip.")
     ] = False,
     chip: Chips = "iq-9075",
+    upload: Annotated[
+        bool, typer.Option("--upload", help="Then compile and profile it on AI Hub's --device.")
+    ] = False,
+    device: Device = DEVICE,
     as_json: Json = False,
 ) -> None:
     """Build a model: rewrite it pass by pass and verify every stage.
@@ -87,7 +94,10 @@ def build(
     Writes a folder with every stage, `model.onnx`, its weights, `build.json` and `depth.png`.
     """
     from compiler import api, display
+    from compiler.hub.commands import profile_build, require_account
 
+    if upload:
+        require_account()
     with display.progress() as show:
         record = api.build(
             model, passes, output=output, size=size, weights=weights, image=image,
@@ -96,10 +106,12 @@ def build(
             progress=show, notice=display.notice,
         )  # fmt: skip
     folder = output or Path("build") / record["model"]["name"]
+    if not as_json:
+        display.print_build(record, folder)
+    if upload:
+        record["hub"] = profile_build(folder, device, quiet=as_json)
     if as_json:
         _print_json(record)
-    else:
-        display.print_build(record, folder)
 
 
 @app.command()
@@ -174,6 +186,66 @@ def compile_model(
 
 
 @app.command()
+def emulate(
+    model: Annotated[Path, typer.Argument(help="An image-to-map model, or a build's folder.")],
+    image: Annotated[Path, typer.Argument(help="An RGB photo; resized to the model's input.")],
+    chip: Chips = "s24",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="PNG to write.  [default: IMAGE_CHIP.png]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a model with the NPU's own float16 or integer numerics, on this machine: minutes."""
+    from compiler import display
+    from compiler.building import writing
+    from compiler.pictures import write_comparison
+    from compiler.records import model_in
+    from compiler.targets.chips import chip_named
+    from compiler.targets.emulate import emulate as emulate_model
+    from compiler.targets.emulate import expected_seconds
+    from compiler.targets.htp import require_wheel
+
+    target, path = chip_named(chip), _png(output or Path(f"{image.stem}_{chip}.png"))
+    require_wheel()
+    seconds = expected_seconds(model_in(model))
+    display.notice(f"emulating {target.description}: about {seconds / 60:.1f} minutes on 2 cores")
+    with display.progress() as show:
+        emulation = emulate_model(model_in(model), image, target, show)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_comparison(path, image, emulation.float32, emulation.npu, ("float32", chip))
+    record = {"picture": str(path), "chip": chip, "centred_l2": emulation.error.centred_l2,
+              "max_ratio": emulation.error.max_ratio}  # fmt: skip
+    if as_json:
+        _print_json(record)
+    else:
+        display.print_emulation(record)
+
+
+@app.command()
+def check(
+    model: Annotated[Path, typer.Argument(help="A model, or the folder of a build.")],
+    target: Annotated[
+        Literal["htp", "aihub"],
+        typer.Option(help="htp: the NPU of `compile` and `estimate`. aihub: Qualcomm's cloud."),
+    ] = "htp",
+    as_json: Json = False,
+) -> None:
+    """Say what a target would refuse in a model, or leave to the CPU. Exit code 1: refused."""
+    from compiler import display
+    from compiler.records import model_in
+    from compiler.targets.preflight import check as findings_of
+
+    findings = findings_of(model_in(model), target)
+    if as_json:
+        _print_json([finding.record() for finding in findings])
+    else:
+        display.print_findings(findings, target)
+    raise typer.Exit(1 if any(finding.is_error for finding in findings) else 0)
+
+
+@app.command()
 def passes(
     name: Annotated[str | None, typer.Argument(help="Show this pass whole.")] = None,
     as_json: Json = False,
@@ -235,10 +307,7 @@ def run(
     from compiler.pictures import depth_of, write_depth
     from compiler.records import model_in
 
-    path = output or Path(f"{image.stem}_depth.png")
-    if path.suffix.lower() not in ("", ".png"):
-        raise UserError(f"the picture is a PNG: give -o {path.with_suffix('.png')}, not {path}")
-    path = path.with_suffix(".png")
+    path = _png(output or Path(f"{image.stem}_depth.png"))
     with display.progress() as show:
         show("running", 0, 1)
         depth = depth_of(model_in(model), image)
@@ -253,6 +322,51 @@ def run(
         _print_json(record)
     else:
         display.print_run(record)
+
+
+@app.command()
+def sweep(
+    grid: Annotated[
+        str, typer.Argument(help="lpcv2025, or a .toml description of models, sizes and passes.")
+    ],
+    chip: Chips = "iq-9075",
+    device: Annotated[
+        str | None, typer.Option(help="Measure on this device, too, as in `hub devices`.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write.  [default: sweep/GRID]")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(help="GB for builds in parallel.  [default: 80 % of what is free]"),
+    ] = None,
+    runs: Annotated[int, typer.Option(help="Rounds of the CPU's timing.")] = 5,
+    verify: Annotated[
+        Literal["each", "final", "full", "none"], typer.Option(help="As in `build`.")
+    ] = "each",
+    as_json: Json = False,
+) -> None:
+    """Build and measure a grid of variants: one table, with the published figures beside it.
+
+    What is there and current is not done again. Exit code 1: a variant failed, its row says why.
+    """
+    from compiler import display
+    from compiler.sweep.grid import read_grid
+    from compiler.sweep.running import sweep as run_sweep
+    from compiler.sweep.table import print_sweep
+
+    description = read_grid(grid)
+    folder = output or Path("sweep") / description.path.stem
+    with display.progress() as show:
+        record = run_sweep(
+            description, folder, chip=chip, device=device, memory_gb=memory, runs=runs,
+            verify=verify, progress=show, notice=display.notice,
+        )  # fmt: skip
+    if as_json:
+        _print_json(record)
+    else:
+        print_sweep(record, folder)
+    raise typer.Exit(1 if any(row["error"] for row in record["rows"]) else 0)
 
 
 def main() -> None:
@@ -270,6 +384,12 @@ def main() -> None:
 def _fail(kind: str, error: Exception, code: int) -> None:
     print(f"{kind}: {' '.join(str(error).split())}", file=sys.stderr)
     raise SystemExit(code) from None
+
+
+def _png(path: Path) -> Path:
+    if path.suffix.lower() not in ("", ".png"):
+        raise UserError(f"the picture is a PNG: give -o {path.with_suffix('.png')}, not {path}")
+    return path.with_suffix(".png")
 
 
 def _print_json(record: Any) -> None:

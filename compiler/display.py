@@ -16,8 +16,10 @@ from rich.table import Table
 if TYPE_CHECKING:
     from compiler.compare import Comparison
     from compiler.diff import Diff
+    from compiler.targets.attribution import Share
     from compiler.targets.chips import Chip
-    from compiler.targets.htp import Estimate
+    from compiler.targets.htp import CpuNode, Estimate
+    from compiler.targets.preflight import Finding
 
 # A pipe has no width of its own: 100 columns hold every table.
 _out = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
@@ -25,6 +27,8 @@ _err = Console(stderr=True, highlight=False)
 _COLOURS = {"pass": "green", "fail": "red", "UNVERIFIED": "yellow"}
 # A diff lists this many places, weights or attributes of a kind of change.
 _LISTED = 12
+# Rows of a time table that nobody could see on the whole's bar are added up, in parts of the whole.
+_SMALLEST_SHOWN = 0.005
 
 
 @contextmanager
@@ -58,9 +62,9 @@ def print_build(record: dict[str, Any], folder: Path) -> None:
     estimates = [stage["estimate"] for stage in record["stages"]]
     if any(estimates):
         table.add_column("NPU ms", justify="right", no_wrap=True)
-    for stage in record["stages"]:
-        latency = [f"{e['latency_ms']:.2f}" if (e := stage["estimate"]) else "–"]
-        table.add_row(*_build_row(stage), *(latency if any(estimates) else []))
+    for before, stage in zip([None, *estimates], record["stages"], strict=False):
+        latency = [_latency(stage["estimate"], before)] if any(estimates) else []
+        table.add_row(*_build_row(stage), *latency)
     _out.print(table)
     _print_remarks(record)
     size = sum(path.stat().st_size for path in folder.iterdir())
@@ -69,6 +73,17 @@ def print_build(record: dict[str, Any], folder: Path) -> None:
     )
     if (folder / "depth.png").exists():
         _out.print(escape(f"{folder / 'depth.png'}  image, depth before, depth after, difference"))
+
+
+def _latency(estimate: dict[str, Any] | None, before: dict[str, Any] | None) -> str:
+    """A stage's milliseconds, with what its pass gained or lost."""
+    if estimate is None:
+        return "–"
+    if before is None:
+        return f"{estimate['latency_ms']:.2f}"
+    change = estimate["latency_ms"] - before["latency_ms"]
+    colour = "green" if change < 0 else "red" if change > 0 else "dim"
+    return f"{estimate['latency_ms']:.2f} [{colour}]{change:+.2f}[/]"
 
 
 def _build_row(stage: dict[str, Any]) -> list[str]:
@@ -150,19 +165,87 @@ def print_estimates(estimates: dict[str, Estimate], chip: Chip) -> None:
             text = f"{name}: {e.missing_ops} ops have no cost; don't trust its latency"
             _out.print(f"[yellow]{escape(text)}[/]")
         _print_cpu_nodes(name, e.cpu_nodes)
+    _print_time_table("kind of op", {n: e.attribution.by_op for n, e in estimates.items()})
+    _print_time_table("made by pass", {n: e.attribution.by_pass for n, e in estimates.items()})
+    _out.print(
+        "\n[dim]A cycle belongs to the ops that compute in it, in equal parts; when none does, to"
+        "\nthose whose data is on its way (waiting). Fused: one NPU op for several nodes.[/]"
+    )
 
 
-def print_compiled(output: Path, on_cpu: Sequence[str]) -> None:
+def _print_time_table(title: str, tables: dict[str, tuple[Share, ...]]) -> None:
+    """Milliseconds a row and model; for a single model also what they are made of."""
+    from compiler.targets.attribution import NOT_ATTRIBUTED
+
+    table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
+    table.add_column(title, overflow="fold")
+    names = ["ms"] if len(tables) == 1 else [f"{Path(name).stem} ms" for name in tables]
+    for column in (
+        *names,
+        *(["share", "waiting ms", "DRAM MB", "ops"] if len(tables) == 1 else []),
+    ):
+        table.add_column(column, justify="right", overflow="fold")
+    by_name = [{share.name: share for share in shares} for shares in tables.values()]
+    totals = [sum(share.ms for share in shares) for shares in tables.values()]
+
+    def most(row: str) -> float:
+        return max(s[row].ms / total for s, total in zip(by_name, totals, strict=True) if row in s)
+
+    rows = sorted({name for shares in by_name for name in shares}, key=lambda row: -most(row))
+    small = [row for row in rows if row != NOT_ATTRIBUTED and most(row) < _SMALLEST_SHOWN]
+    for row in (row for row in rows if row not in small):
+        shares = [s.get(row) for s in by_name]
+        cells = [f"{share.ms:.2f}" if share else "–" for share in shares]
+        if len(tables) == 1 and shares[0]:
+            cells += [f"{100 * shares[0].ms / totals[0]:.1f} %", f"{shares[0].waiting_ms:.2f}",
+                      f"{shares[0].dram_bytes / 1e6:.1f}", str(shares[0].ops)]  # fmt: skip
+        table.add_row(escape(row), *cells)
+    if small:
+        rest = [sum(s[row].ms for row in small if row in s) for s in by_name]
+        table.add_row(f"[dim]{len(small)} smaller rows[/]", *(f"[dim]{ms:.2f}[/]" for ms in rest))
+    _out.print()
+    _out.print(table)
+
+
+def print_compiled(output: Path, on_cpu: Sequence[CpuNode]) -> None:
     """Where the binary and its wrapper went, and what the NPU did not take."""
     _out.print(escape(f"{output}  {output.stat().st_size / 1e6:.1f} MB"))
     _out.print(escape(f"{output.with_suffix('.onnx')}  the ONNX wrapper around it"))
     _print_cpu_nodes(str(output), on_cpu)
 
 
-def _print_cpu_nodes(name: str, nodes: Sequence[str]) -> None:
+def print_emulation(record: dict[str, Any]) -> None:
+    """How far the NPU's numerics are from float32, and where the picture went."""
+    _out.print(
+        f"{100 * record['centred_l2']:.3g} % from float32 (|difference| / |values − their mean|), "
+        f"{100 * record['max_ratio']:.3g} % of the largest value at most"
+    )
+    _out.print(escape(f"{record['picture']}  image, float32, {record['chip']}, difference"))
+
+
+def print_findings(findings: Sequence[Finding], target: str) -> None:
+    """A line a rule and reason, with the places that it is about; errors first."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("", "rule", "where", "what is wrong", "what to do"):
+        table.add_column(column, overflow="fold")
+    alike: dict[tuple[bool, str, str, str], list[str]] = {}
+    for f in findings:
+        alike.setdefault((f.is_error, f.rule, f.problem, f.cure), []).append(f.place)
+    for (is_error, rule, problem, cure), places in alike.items():
+        kind = "[red]refused[/]" if is_error else "[yellow]warning[/]"
+        where = [*places[:3], *([f"… {len(places)} in all"] if len(places) > 3 else [])]
+        table.add_row(kind, *map(escape, (rule, "\n".join(where), problem, cure)))
+    if findings:
+        _out.print(table)
+    if not any(finding.is_error for finding in findings):
+        _out.print(f"nothing refused by {target}" + (", but see above" if findings else ""))
+
+
+def _print_cpu_nodes(name: str, nodes: Sequence[CpuNode]) -> None:
     if nodes:
-        listed = ", ".join(_listed(nodes))
-        _out.print(f"[yellow]{escape(f'{name}: on the CPU, not the NPU: {listed}')}[/]")
+        _out.print(f"[yellow]{escape(f'{name}: {len(nodes)} on the CPU, not the NPU:')}[/]")
+    for line in _listed([str(node) for node in nodes]):
+        _out.print(f"[yellow]  {escape(line)}[/]", soft_wrap=True)
 
 
 def print_catalogue(entries: Sequence[dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from compiler.verify.whole import Float32Model
 COLOUR_MAP = "inferno"
 
 Map = NDArray[np.float64]
+# Runs a model: arrays by the inputs' names to arrays by the outputs' names, the first one first.
+Runner = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
 def image_size(signature: Signature) -> tuple[str, int, int] | None:
@@ -40,15 +42,19 @@ def is_map(kind: TensorType) -> bool:
     return shape is not None and len(shape) >= 2 and all(d == 1 for d in shape[:-2])
 
 
-def depth_of(path: Path, photo: Path) -> Map:
-    """The first output of a model for a photo, H×W. UserError if it isn't an image model."""
+def depth_of(path: Path, photo: Path, run: Runner | None = None) -> Map:
+    """The first output of a model for a photo, H×W. UserError if it isn't an image model.
+
+    `run` computes the outputs from the inputs; onnxruntime does on the CPU if it is None.
+    """
     signature = Signature.of(Graph.load(path))
     size = image_size(signature)
     if size is None or not is_map(next(iter(signature.outputs.values()))):
         shapes = ", ".join(f"{name}: {kind}" for name, kind in signature.inputs.items())
         raise UserError(f"{path}: not a model from one RGB image to one map (it takes {shapes})")
     name, height, width = size
-    outputs = Float32Model(path, optimized=True)({name: models.load_image(photo, height, width)})
+    feeds = {name: models.load_image(photo, height, width)}
+    outputs = Float32Model(path, optimized=True)(feeds) if run is None else run(feeds)
     values = np.asarray(next(iter(outputs.values())), dtype=np.float64)
     return values.reshape(values.shape[-2:])
 
@@ -61,7 +67,16 @@ def write_depth_picture(path: Path, photo: Path, before: Path, after: Path) -> N
     signatures = [Signature.of(Graph.load(model)) for model in (before, after)]
     if not all(image_size(s) and is_map(next(iter(s.outputs.values()))) for s in signatures):
         return
-    old, new = depth_of(before, photo), depth_of(after, photo)
+    write_comparison(path, photo, depth_of(before, photo), depth_of(after, photo))
+
+
+def write_comparison(
+    path: Path, photo: Path, old: Map, new: Map, names: tuple[str, str] = ("before", "after")
+) -> None:
+    """The photo, two depth maps H×W of it (perhaps of two sizes), and their difference, as PNG.
+
+    The first map is resized to the second's size; both share one scale of colours.
+    """
     resized = _resized(old, new.shape)
     image = models.load_image(photo, *new.shape)[0].transpose(1, 2, 0) / 255
     aspect = new.shape[0] / new.shape[1]
@@ -69,11 +84,11 @@ def write_depth_picture(path: Path, photo: Path, before: Path, after: Path) -> N
     axes = figure.subplots(1, 4)
     limits = {"vmin": min(resized.min(), new.min()), "vmax": max(resized.max(), new.max())}
     _draw(figure, axes[0], image, "image", None)
-    _draw(figure, axes[1], resized, f"depth before ({_size(old)})", limits)
-    _draw(figure, axes[2], new, f"depth after ({_size(new)})", limits)
+    _draw(figure, axes[1], resized, f"depth {names[0]} ({_size(old)})", limits)
+    _draw(figure, axes[2], new, f"depth {names[1]} ({_size(new)})", limits)
     spread = max(float(np.abs(new - resized).max()), 1e-12)
     share = 100 * spread / max(float(np.ptp(resized)), 1e-12)
-    title = f"after − before, at most {share:.2g} % of range"
+    title = f"{names[1]} − {names[0]}, at most {share:.2g} % of range"
     _draw(figure, axes[3], new - resized, title, {"vmin": -spread, "vmax": spread}, "RdBu_r")
     figure.savefig(path, dpi=100, metadata={"Software": None})
 

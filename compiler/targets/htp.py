@@ -13,7 +13,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,10 +25,26 @@ import onnx
 from compiler.building import writing
 from compiler.errors import UserError
 from compiler.graph import read_model
+from compiler.targets.attribution import Attribution, attribute
 from compiler.targets.chips import Chip
+from compiler.targets.provider import CANNOT_LOAD
 
 CONTEXT_OP = "EPContext"
 INSTALL = "pip install -e '.[htp]' -c constraints.txt (Linux x86-64 with glibc 2.35 or newer)"
+# How often a running child's caller hears how long it has run, in seconds.
+TICK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class CpuNode:
+    """A node that the NPU leaves to the CPU, and the provider's reason."""
+
+    op: str
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.name!r}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,7 @@ class Estimate:
 
     Latencies are simulated milliseconds, `low` and `high` the simulation's own bounds. Bytes are
     traffic with DRAM in one inference. `missing_ops` counts ops without a cost: above zero the
-    latency is not to be trusted. `cpu_nodes` are left to the CPU.
+    latency is not to be trusted. `cpu_nodes` are left to the CPU, and not in the latency.
     """
 
     latency_ms: float
@@ -46,7 +63,8 @@ class Estimate:
     spill_bytes: int
     context_bytes: int
     missing_ops: int
-    cpu_nodes: tuple[str, ...]
+    cpu_nodes: tuple[CpuNode, ...]
+    attribution: Attribution
 
     def record(self) -> dict[str, Any]:
         """For `--json`."""
@@ -57,39 +75,53 @@ class Estimate:
 class Prepared:
     """The files of one preparation: the ONNX wrapper, the binary it points to, the profile."""
 
-    wrapper: Path
-    binary: Path
-    profile: Path
+    folder: Path
 
+    @property
+    def wrapper(self) -> Path:
+        """The ONNX model around the binary, with the nodes that are left to the CPU."""
+        return self.folder / "model.onnx"
 
-def cpu_nodes(wrapper: onnx.ModelProto) -> tuple[str, ...]:
-    """The nodes that stayed outside the NPU's context, as `Op name`."""
-    nodes = wrapper.graph.node
-    return tuple(f"{n.op_type} {n.name}".strip() for n in nodes if n.op_type != CONTEXT_OP)
+    @property
+    def binary(self) -> Path:
+        """The context binary."""
+        return self.folder / "model_qnn.bin"
+
+    def cpu_nodes(self) -> tuple[CpuNode, ...]:
+        """The nodes that stayed outside the NPU's context."""
+        wrapper = onnx.load(self.wrapper, load_external_data=False)
+        trace = self.folder / "qnn_op_trace.json"
+        unsupported = json.loads(trace.read_text("utf-8"))["unsupported_nodes"]
+        reasons = {node["node_name"]: node["reason"] for node in unsupported}
+        left = (node for node in wrapper.graph.node if node.op_type != CONTEXT_OP)
+        return tuple(
+            CpuNode(n.op_type, n.name, reasons.get(n.name) or "the provider gives no reason")
+            for n in left
+        )
 
 
 def estimate(model: Path, chip: Chip) -> Estimate:
     """Prepares a model for a chip and reads what its compiler simulated."""
     with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare(model, chip, Path(folder))
-        return read_estimate(prepared)
+        return read_estimate(prepare(model, chip, Path(folder), simulate=True), model)
 
 
-def compile_for(model: Path, chip: Chip, output: Path) -> tuple[str, ...]:
+def compile_for(model: Path, chip: Chip, output: Path) -> tuple[CpuNode, ...]:
     """Writes the context binary `output` and its wrapper `output.onnx`; returns the CPU's nodes."""
     if output.suffix == ".onnx":
         raise UserError(f"{output}: that is the wrapper's name; name the binary, say model.bin")
     with writing(output), _folder_beside(output) as folder:
         prepared = prepare(model, chip, folder)
+        on_cpu = prepared.cpu_nodes()
         wrapper = onnx.load(prepared.wrapper)
         for node in wrapper.graph.node:
-            for attribute in node.attribute:
-                if node.op_type == CONTEXT_OP and attribute.name == "ep_cache_context":
-                    attribute.s = output.name.encode()
+            for field in node.attribute:
+                if node.op_type == CONTEXT_OP and field.name == "ep_cache_context":
+                    field.s = output.name.encode()
         onnx.save(wrapper, prepared.wrapper)
         prepared.binary.replace(output)
         prepared.wrapper.replace(output.with_suffix(".onnx"))
-        return cpu_nodes(wrapper)
+        return on_cpu
 
 
 def require_wheel() -> None:
@@ -105,42 +137,83 @@ def _folder_beside(path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def prepare(model: Path, chip: Chip, folder: Path) -> Prepared:
+def prepare(model: Path, chip: Chip, folder: Path, *, simulate: bool = False) -> Prepared:
     """Compiles a model for a chip into files in `folder`, in a process of its own.
 
-    Raises UserError when the provider isn't installed, can't load, or refuses the model.
+    With `simulate` the folder also gets a trace of the inference, of about 100 MB. Raises UserError
+    when the provider isn't installed, can't load, or refuses the model.
+    """
+    prepared = Prepared(folder)
+    job = {"context": str(prepared.wrapper), "trace": str(folder)}
+    run_provider(model, chip, folder, job | ({"profile": str(folder)} if simulate else {}))
+    if not prepared.binary.exists():
+        raise UserError(f"{model}: the NPU takes none of its nodes; `check` says why")
+    return prepared
+
+
+def run_provider(
+    model: Path,
+    chip: Chip,
+    folder: Path,
+    job: dict[str, str],
+    ticking: Callable[[float], None] = lambda _seconds: None,
+) -> None:
+    """One session of the provider in a child process; `job` as in `compiler.targets.provider`.
+
+    `ticking` is told every half second how many seconds have passed. Raises UserError when the
+    provider isn't installed, can't load, or refuses the model.
     """
     require_wheel()
     read_model(model)  # a bad file is refused in our words
-    files = Prepared(folder / "model.onnx", folder / "model_qnn.bin", folder / "profile.csv")
     job = {
-        "model": str(model.resolve()), "context": str(files.wrapper), "profile": str(files.profile),
-        "soc_model": str(chip.soc_model), "htp_arch": str(chip.htp_arch),
-        "vtcm_mb": str(chip.vtcm_mb or ""),
+        "model": str(model.resolve()), "soc_model": str(chip.soc_model),
+        "htp_arch": str(chip.htp_arch), "vtcm_mb": str(chip.vtcm_mb), **job,
     }  # fmt: skip
-    command = [sys.executable, "-m", "compiler.targets.prepare", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    if done.returncode or not files.binary.exists():
-        raise UserError(f"{model}: {_reason(done.stderr)}")
-    return files
+    command = [sys.executable, "-m", "compiler.targets.provider", json.dumps(job)]
+    said, start = folder / "stderr.txt", time.monotonic()
+    with said.open("wb") as stderr, subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=stderr, cwd=folder
+    ) as child:  # fmt: skip
+        try:
+            while child.poll() is None:
+                ticking(time.monotonic() - start)
+                _wait(child)
+        except BaseException:
+            child.kill()  # Ctrl-C leaves no child behind
+            raise
+    reason = _reason(said.read_text("utf-8", errors="replace"))
+    if child.returncode == CANNOT_LOAD:
+        raise UserError(f"Qualcomm's NPU compiler does not load here ({reason}): {INSTALL}")
+    if child.returncode:
+        raise UserError(f"{model}: Qualcomm's NPU compiler could not take the model: {reason}")
 
 
-def read_estimate(prepared: Prepared) -> Estimate:
-    """The simulation's figures, from the profile of a preparation."""
-    with prepared.profile.open(newline="") as file:
-        rows = {row["Event Identifier"]: int(row["Time"]) for row in csv.DictReader(file)}
+def _wait(child: subprocess.Popen[bytes]) -> None:
+    try:
+        child.wait(TICK_SECONDS)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def read_estimate(prepared: Prepared, model: Path) -> Estimate:
+    """The simulation's figures, from the profile of a preparation of `model`."""
+    with (prepared.folder / "profile.csv").open(newline="") as file:
+        rows = {r["Event Identifier"]: int(r["Time"]) for r in csv.DictReader(file)
+                if r["Time"].isdecimal()}  # fmt: skip
     latency = "Simulated (Accelerator exec time us"
     if f"{latency})" not in rows:
         raise UserError("the provider wrote no simulated latency for this chip")
+    latency_ms = rows[f"{latency})"] / 1e3
     return Estimate(
-        latency_ms=rows[f"{latency})"] / 1e3,
+        latency_ms=latency_ms,
         latency_low_ms=rows[f"{latency} (lower estimate))"] / 1e3,
         latency_high_ms=rows[f"{latency} (upper estimate))"] / 1e3,
         fill_bytes=_total(rows, ("Input Fill", "Intermediate Fill", "Inter HTP Fill")),
         spill_bytes=_total(rows, ("Intermediate Spill", "Inter HTP Spill", "Output Spill")),
         context_bytes=prepared.binary.stat().st_size,
         missing_ops=next(v for k, v in rows.items() if k.startswith("Missing Ops")),
-        cpu_nodes=cpu_nodes(onnx.load(prepared.wrapper, load_external_data=False)),
+        cpu_nodes=prepared.cpu_nodes(),
+        attribution=attribute(prepared.folder, model, latency_ms),
     )
 
 
@@ -149,8 +222,7 @@ def _total(rows: dict[str, int], names: Iterable[str]) -> int:
 
 
 def _reason(stderr: str) -> str:
-    """The last line that says something, of what a failed preparation printed."""
+    """The last line that says something, of what a failed child printed."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if "rror" in line] or lines
-    text = errors[-1] if errors else "it stopped without a word"
-    return f"Qualcomm's NPU compiler could not take the model: {text[-300:]}"
+    return errors[-1][-300:] if errors else "it stopped without a word"
