@@ -22,13 +22,21 @@ from compiler.graph import Graph, Node, Shape, Tensor, producer_of, static_shape
 from compiler.rewrite import Builder, Contract, LocalPass, Replacement
 from compiler.slicing import Slicer, Take
 
+# What probabilities pass through on their way to the values and stay probabilities, a head a slice.
+_KEPT_BY = frozenset({"Cast", "Identity", "IsNaN", "Mul", "Not", "Where"})
+
 
 @dataclass(frozen=True)
 class Attention:
-    """A Softmax over scores, the product with the values, and where the heads are merged."""
+    """A Softmax over scores, the product with the values, and where the heads are merged.
+
+    `probabilities` are the Softmax's output and what is computed from it element by element (a
+    Cast, PyTorch's guard against rows that are masked whole, dropout), up to the product.
+    """
 
     place: str
     softmax: Node
+    probabilities: list[Tensor]
     product: Node
     heads: int
     merged: Tensor
@@ -63,10 +71,11 @@ class SplitHeads(LocalPass[Attention]):
     def match(self, graph: Graph) -> Iterator[Attention]:
         """Every Softmax whose probabilities multiply values, with an axis of more than one head."""
         for softmax in graph.nodes:
-            product = _value_product(softmax) if softmax.op == "Softmax" else None
+            probabilities = _probabilities(softmax) if softmax.op == "Softmax" else []
+            product = _value_product(probabilities)
             merge = None if product is None else _merge_of_heads(product)
             if product is not None and merge is not None:
-                yield Attention(product.outputs[0].name, softmax, product, *merge)
+                yield Attention(product.outputs[0].name, softmax, probabilities, product, *merge)
 
     def guard(self, graph: Graph, match: Attention) -> str | None:
         """Refuses shared probabilities, uneven groups, and `sum` without a projection to split."""
@@ -77,8 +86,7 @@ class SplitHeads(LocalPass[Attention]):
         shown = next((t for t in match.path if graph.is_output(t)), None)
         if shown is not None:
             return f"{shown.name!r} is also an output: all heads would be computed twice"
-        users = match.softmax.outputs[0].outputs
-        if len(users) > 1 or graph.is_output(match.softmax.outputs[0]):
+        if _is_used_elsewhere(graph, match):
             return "the attention probabilities are also used elsewhere; a split would repeat them"
         if match.block == 1 and match.axis < len(match.merged.shape) - 1:
             name = match.merged.name
@@ -111,15 +119,33 @@ class SplitHeads(LocalPass[Attention]):
         return Replacement(builder, [(old, joined)], slices_left=left)
 
 
-def _value_product(softmax: Node) -> Node | None:
-    """The MatMul of the probabilities with the values; a Cast between them is part of neither."""
-    probabilities = softmax.outputs[0]
-    casts = [user for user in probabilities.outputs if user.op == "Cast"]
-    if casts and len(probabilities.outputs) == 1:
-        probabilities = casts[0].outputs[0]
-    users = [user for user in probabilities.outputs if user.op == "MatMul"]
-    products = [user for user in users if user.inputs[0] is probabilities]
-    return products[0] if products else None
+def _probabilities(softmax: Node) -> list[Tensor]:
+    """The Softmax's output, and what is computed from it and constants element by element."""
+    found = [softmax.outputs[0]]
+    for tensor in found:
+        for user in tensor.outputs:
+            result = user.outputs[0]
+            if user.op in _KEPT_BY and all(result is not known for known in found):
+                found.append(result)
+    return found
+
+
+def _value_product(probabilities: list[Tensor]) -> Node | None:
+    """The MatMul of the probabilities with the values."""
+    for tensor in probabilities:
+        for user in tensor.outputs:
+            if user.op == "MatMul" and user.inputs[0] is tensor:
+                return user
+    return None
+
+
+def _is_used_elsewhere(graph: Graph, match: Attention) -> bool:
+    """Whether anything but the product reads the probabilities."""
+    inside = {id(match.product)} | {id(producer_of(tensor)) for tensor in match.probabilities}
+    return any(
+        graph.is_output(tensor) or any(id(user) not in inside for user in tensor.outputs)
+        for tensor in match.probabilities
+    )
 
 
 def _merge_of_heads(product: Node) -> tuple[int, Tensor, int, int] | None:

@@ -114,7 +114,13 @@ BINARY = "Add Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mul Sub 
 ON_POSITIVE = {"Log": "Log(p)", "Sqrt": "Sqrt(p)", "Reciprocal": "Reciprocal(p)",
                "Pow": "Pow(p, b)", "Mod": "Mod<fmod=1>(p, q)"}  # fmt: skip
 LOGICAL = {"And": "And(c, d)", "Or": "Or(c, d)", "Xor": "Xor(c, d)", "Not": "Not(c)"}
-OTHERS = {"Cast": "Cast<to=6>(a)", "Clip": "Clip(a, low, high)", "Where": "Where(c, a, b)"}
+OTHERS = {
+    "Cast": "Cast<to=6>(a)",
+    "IsInf": "IsInf(a)",
+    "IsNaN": "IsNaN(a)",
+    "Clip": "Clip(a, low, high)",
+    "Where": "Where(c, a, b)",
+}
 ELEMENTWISE = {
     **{op: f"{op}(a)" for op in UNARY.split()},
     **{op: f"{op}(a, b)" for op in BINARY.split()},

@@ -175,6 +175,14 @@ class Text:
         self.softmax = "p = Softmax<axis=-1>(s2)"
         return self
 
+    def guarded(self) -> "Text":
+        """torch's guard against rows that are masked whole, then dropout's scale."""
+        self.constants += ["float none = {0}", "float kept = {1.25}"]
+        self.softmax = (
+            "p1 = Softmax<axis=-1>(ss) bad = IsNaN(p1) p2 = Where(bad, none, p1) p = Mul(p2, kept)"
+        )
+        return self
+
     def scaled_before(self) -> "Text":
         """√scale on query and key each, as torch's scaled_dot_product_attention is exported."""
         self.attend = (
@@ -197,6 +205,7 @@ ATTENTIONS = {
     "batch folded into heads": Text.folded_batch,
     "scaled before": lambda t: t.scaled_before().packed_gather(),
     "added mask": lambda t: t.masked("added").separate(),
+    "guarded against masked rows": lambda t: t.guarded().separate(),
     "boolean mask": lambda t: t.masked("where").packed_split(),
 }
 
@@ -243,6 +252,13 @@ def test_probabilities_that_another_node_reads():
     text = Text()
     text.outputs = "(float[a,b,c] y, float[d,e,f,g] entropy)"
     text.project += " entropy = Log(p)"
+    assert "are also used elsewhere" in refusal(text.separate(), SplitHeads())
+
+
+def test_guarded_probabilities_that_another_node_reads():
+    text = Text().guarded()
+    text.outputs = "(float[a,b,c] y, float[d,e,f,g] entropy)"
+    text.project += " entropy = Log(p2)"
     assert "are also used elsewhere" in refusal(text.separate(), SplitHeads())
 
 
@@ -439,7 +455,7 @@ def test_a_fault_in_the_projections_rows_is_caught(monkeypatch, fault):
 
 
 # What `take` needs to know of an attention of four heads of width 3.
-ATTENTION = Attention("o", None, None, 4, None, 2, 3)
+ATTENTION = Attention("o", None, [], None, 4, None, 2, 3)
 
 
 # -- real exports ----------------------------------------------------------------------------------
