@@ -209,7 +209,7 @@ def emulate(
     target, path = chip_named(chip), _png(output or Path(f"{image.stem}_{chip}.png"))
     require_wheel()
     seconds = expected_seconds(model_in(model))
-    display.notice(f"emulating {target.description}: about {seconds / 60:.1f} minutes on 2 cores")
+    display.notice(f"emulating {target.description}: about {seconds / 60:.1f} minutes")
     with display.progress() as show:
         emulation = emulate_model(model_in(model), image, target, show)
     with writing(path):

@@ -24,8 +24,8 @@ from compiler.targets.chips import Chip
 from compiler.targets.htp import require_wheel, run_provider
 from compiler.verify.measure import Error, compare
 
-# Measured with onnxruntime-qnn 2.7.0 on two cores.
-EMULATED_GFLOP_A_SECOND = 1.0
+# Measured with onnxruntime-qnn 2.7.0, which emulates on one core.
+EMULATED_GFLOP_A_SECOND = 0.5
 PREPARATION_SECONDS = 10
 
 
