@@ -96,7 +96,8 @@ class Builder:
             pass_.text(), name, pass_.contract, nodes_before=len(before.graph.nodes)
         )
         graph, applied = run_pass(before.graph, pass_)
-        if not applied.rewrites and not isinstance(pass_, GraphPass):
+        # A graph that already is as a GraphPass leaves it is no error; one that it can't change is.
+        if not applied.rewrites and (applied.refusals or not isinstance(pass_, GraphPass)):
             self._refuse_noop(pass_, applied, report)
         report.rewrites = len(applied.rewrites)
         report.refusals = [asdict(refusal) for refusal in applied.refusals]
@@ -159,9 +160,33 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+        if error.errno not in _CANNOT_WRITE and not _is_missing_folder(error, path):
             raise
         raise UserError(f"can't write {path}: {error.strerror}; free it or choose -o") from error
+
+
+def refuse_folder(output: Path) -> None:
+    """Raises UserError, before the work, for a file to be written that is a folder."""
+    if output.is_dir() or not output.name:
+        raise UserError(f"{output} is a folder: give -o the name of a file in it")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file beside its place and renames it: nobody sees half of it."""
+    beside = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            beside.write_bytes(content)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def _is_missing_folder(error: OSError, path: Path) -> bool:
+    """Whether a folder above `path` can't be made (below /proc, say)."""
+    missing = Path(str(error.filename)).absolute()
+    return error.errno == errno.ENOENT and missing in path.absolute().parents
 
 
 def _is_replaceable(folder: Path) -> bool:
@@ -241,8 +266,10 @@ def _files(stages: Sequence[Stage]) -> Iterator[Path]:
     yield stages[0].path.parent / WEIGHTS_NAME
 
 
-_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
-                 errno.ENOTDIR, errno.EEXIST}  # fmt: skip
+_CANNOT_WRITE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS,
+    errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EBUSY, errno.ENOTEMPTY,
+}  # fmt: skip
 _VERSIONED = [
     "numpy",
     "onnx",

@@ -152,13 +152,13 @@ def estimate(
     from compiler.targets.htp import estimate as estimate_model
 
     target = chip_with_estimates(chip)
-    estimates = {}
+    estimates = []
     with display.progress() as show:
         for done, model in enumerate(models):
             show(f"preparing {model}", done, len(models))
-            estimates[str(model)] = estimate_model(model_in(model), target)
+            estimates.append((str(model), estimate_model(model_in(model), target)))
     if as_json:
-        records = [{"model": name, "chip": chip, **e.record()} for name, e in estimates.items()]
+        records = [{"model": name, "chip": chip, **e.record()} for name, e in estimates]
         _print_json(records if len(records) > 1 else records[0])
     else:
         display.print_estimates(estimates, target)
@@ -216,7 +216,8 @@ def emulate(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_comparison(path, image, emulation.float32, emulation.npu, ("float32", chip))
     record = {"picture": str(path), "chip": chip, "centred_l2": emulation.error.centred_l2,
-              "max_ratio": emulation.error.max_ratio}  # fmt: skip
+              "max_ratio": emulation.error.max_ratio,
+              "cpu_nodes": [str(node) for node in emulation.cpu_nodes]}  # fmt: skip
     if as_json:
         _print_json(record)
     else:

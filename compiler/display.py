@@ -146,47 +146,60 @@ def print_comparison(comparison: Comparison) -> None:
     _out.print(table)
 
 
-def print_estimates(estimates: dict[str, Estimate], chip: Chip) -> None:
+def print_estimates(estimates: Sequence[tuple[str, Estimate]], chip: Chip) -> None:
     """A line a model; ratios are to the first."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("model", overflow="fold")
     for column in ("ms", "low to high", "ratio", "fill MB", "spill MB", "binary MB"):
         table.add_column(column, justify="right", no_wrap=True)
-    first = next(iter(estimates.values()))
-    for name, e in estimates.items():
+    first = estimates[0][1]
+    for name, e in estimates:
         megabytes = [f"{n / 1e6:.1f}" for n in (e.fill_bytes, e.spill_bytes, e.context_bytes)]
         span = f"{e.latency_low_ms:.2f} to {e.latency_high_ms:.2f}"
         ratio = f"{e.latency_ms / first.latency_ms:.2f}"
         table.add_row(escape(name), f"{e.latency_ms:.2f}", span, ratio, *megabytes)
     _out.print(table)
     _out.print(f"[dim]simulated for {chip.description}, float16; fill and spill: DRAM traffic[/]")
-    for name, e in estimates.items():
+    for name, e in estimates:
         if e.missing_ops:
             text = f"{name}: {e.missing_ops} ops have no cost; don't trust its latency"
             _out.print(f"[yellow]{escape(text)}[/]")
         _print_cpu_nodes(name, e.cpu_nodes)
-    _print_time_table("kind of op", {n: e.attribution.by_op for n, e in estimates.items()})
-    _print_time_table("made by pass", {n: e.attribution.by_pass for n, e in estimates.items()})
+    columns = _distinct([name for name, _ in estimates])
+    _print_time_table("kind of op", columns, [e.attribution.by_op for _, e in estimates])
+    _print_time_table("made by pass", columns, [e.attribution.by_pass for _, e in estimates])
     _out.print(
         "\n[dim]A cycle belongs to the ops that compute in it, in equal parts; when none does, to"
         "\nthose whose data is on its way (waiting). Fused: one NPU op for several nodes.[/]"
     )
 
 
-def _print_time_table(title: str, tables: dict[str, tuple[Share, ...]]) -> None:
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Short names for models: the file's, with as many folders as it takes to tell them apart."""
+    parts = [Path(name).with_suffix("").parts for name in names]
+    for count in range(1, max(map(len, parts)) + 1):
+        short = ["/".join(own[-count:]) for own in parts]
+        if len(set(short)) == len(set(names)):
+            break
+    return short
+
+
+def _print_time_table(
+    title: str, models: Sequence[str], tables: Sequence[tuple[Share, ...]]
+) -> None:
     """Milliseconds a row and model; for a single model also what they are made of."""
     from compiler.targets.attribution import NOT_ATTRIBUTED
 
     table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
     table.add_column(title, overflow="fold")
-    names = ["ms"] if len(tables) == 1 else [f"{Path(name).stem} ms" for name in tables]
+    names = ["ms"] if len(tables) == 1 else [f"{name} ms" for name in models]
     for column in (
         *names,
         *(["share", "waiting ms", "DRAM MB", "ops"] if len(tables) == 1 else []),
     ):
         table.add_column(column, justify="right", overflow="fold")
-    by_name = [{share.name: share for share in shares} for shares in tables.values()]
-    totals = [sum(share.ms for share in shares) for shares in tables.values()]
+    by_name = [{share.name: share for share in shares} for shares in tables]
+    totals = [sum(share.ms for share in shares) for shares in tables]
 
     def most(row: str) -> float:
         return max(s[row].ms / total for s, total in zip(by_name, totals, strict=True) if row in s)
@@ -220,6 +233,8 @@ def print_emulation(record: dict[str, Any]) -> None:
         f"{100 * record['centred_l2']:.3g} % from float32 (|difference| / |values − their mean|), "
         f"{100 * record['max_ratio']:.3g} % of the largest value at most"
     )
+    for node in record["cpu_nodes"]:
+        _out.print(f"[yellow]{escape(f'on the CPU, in float32: {node}')}[/]", soft_wrap=True)
     _out.print(escape(f"{record['picture']}  image, float32, {record['chip']}, difference"))
 
 

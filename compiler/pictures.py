@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -53,7 +54,8 @@ def depth_of(path: Path, photo: Path, run: Runner | None = None) -> Map:
         shapes = ", ".join(f"{name}: {kind}" for name, kind in signature.inputs.items())
         raise UserError(f"{path}: not a model from one RGB image to one map (it takes {shapes})")
     name, height, width = size
-    feeds = {name: models.load_image(photo, height, width)}
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(signature.inputs[name].onnx_type)
+    feeds = {name: models.load_image(photo, height, width).astype(dtype)}
     outputs = Float32Model(path, optimized=True)(feeds) if run is None else run(feeds)
     values = np.asarray(next(iter(outputs.values())), dtype=np.float64)
     return values.reshape(values.shape[-2:])

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import models
-from compiler.building import sha256, writing
+from compiler.building import refuse_folder, sha256, write_whole, writing
 from compiler.errors import UserError
 from compiler.graph import Graph
 from compiler.hub.client import COMPILE as COMPILE_KIND
 from compiler.hub.client import SUCCESS, ExpiredError, Hub, Job
 from compiler.hub.profile import Profile, read_profile
-from compiler.hub.state import Asked, Compilation, DeviceRun, State, write_whole
+from compiler.hub.state import Asked, Compilation, DeviceRun, State
 from compiler.pictures import Map, depth_of, image_size, write_comparison, write_depth
 from compiler.progress import Progress
 from compiler.records import json_text
@@ -283,6 +283,7 @@ def fetch_model(hub: Hub, compile_id: str, output: Path) -> Path:
     `output` gets the extension of what AI Hub made (.bin, .dlc, .tflite, .onnx.zip) unless it ends
     in it. Returns where the model is.
     """
+    refuse_folder(output)
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".hub-", dir=output.parent) as folder:

@@ -105,7 +105,7 @@ def connect(deadline_minutes: float | None = None) -> Hub:
         import tenacity  # noqa: F401
     except ImportError:
         raise UserError(f"AI Hub needs its client: {INSTALL}") from None
-    if deadline_minutes is not None and deadline_minutes <= 0:
+    if deadline_minutes is not None and not deadline_minutes > 0:  # NaN is not, either
         raise UserError(f"--deadline {deadline_minutes:g}: give minutes, above 0")
     client = qai_hub.Client()
     try:
@@ -419,7 +419,8 @@ class Hub:
                 raise UserError(f"{what}: {folder} is full; free it or set TMPDIR") from error
             if not _is_of_the_service(error):
                 raise
-            raise UserError(self._scrubbed(f"{what}: {_explained(error)}")) from None
+            late = f" ({self._minutes:g} minutes are over)" if self._is_late() else ""
+            raise UserError(self._scrubbed(f"{what}: {_explained(error)}{late}")) from None
 
     def _is_enough(self, state: tenacity.RetryCallState) -> bool:
         if self._is_late(state.upcoming_sleep):

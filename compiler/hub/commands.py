@@ -331,16 +331,21 @@ def _waiting(resume: str) -> Iterator[Progress]:
 
 
 def _profile_job(job_id: str, deadline: float | None, as_json: bool) -> None:
+    from compiler.building import write_whole
     from compiler.hub import display
     from compiler.hub.profile import read_profile
 
     with _job_run(job_id, None, deadline) as (hub, job):
-        profile = read_profile(hub.profile(job.id), None)
+        content = hub.profile(job.id)
+    profile = read_profile(content, None)
+    path = Path(f"{job.id}.profile.json")
+    write_whole(path, (json_text(content) + "\n").encode())
     if as_json:
         _print_json({"job": asdict(job), "profile": profile.record()})
     else:
         display.print_jobs([asdict(job)])
         display.print_profile(profile)
+        display.print_file(str(path), "all of the profile")
 
 
 def _infer_with_job(

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler.building import sha256, writing
+from compiler.building import sha256, write_whole
 from compiler.errors import UserError
 from compiler.graph import read_model
 from compiler.hub.client import FAILED
@@ -76,9 +76,14 @@ class Compilation:
 
     @property
     def folder_name(self) -> str:
-        """For its files: the device and the runtime, in letters that no file system minds."""
+        """For its files: the device, the runtime and a hash of the other options, if any.
+
+        In letters that no file system minds.
+        """
         runtime = re.search(r"--target_runtime[ =](\S+)", self.options)
-        words = f"{self.device} {runtime[1] if runtime else ''}"
+        rest = " ".join(self.options.replace(runtime[0] if runtime else "", "").split())
+        hashed = hashlib.sha256(rest.encode()).hexdigest()[:6] if rest else ""
+        words = f"{self.device} {runtime[1] if runtime else ''} {hashed}"
         return re.sub(r"[^a-z0-9_]+", "-", words.lower()).strip("-")
 
 
@@ -103,12 +108,12 @@ class State:
         model = model_in(target)
         state = cls(model, *_places(target), content_sha256(model))
         record = {} if anew else _read(state.path).get("hub", {})
-        if record.get("sha256") == state.sha256:
-            try:
-                state.upload = Asked(**record["upload"])
+        try:
+            if record.get("sha256") == state.sha256:
+                state.upload = _asked(record["upload"])
                 state.compilations = [_compilation(entry) for entry in record["compilations"]]
-            except (KeyError, TypeError, AttributeError):
-                raise UserError(f"{state.path}: its hub record is damaged; give --anew") from None
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"{state.path}: its hub record is damaged; give --anew") from None
         return state
 
     def compilation(self, device: str, options: str) -> Compilation:
@@ -145,18 +150,6 @@ class State:
         write_whole(self.path, (json_text(document) + "\n").encode())
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file beside its place and renames it: nobody sees half of it."""
-    beside = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.write_bytes(content)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-
-
 def content_sha256(model: Path) -> str:
     """The SHA-256 of a model and of its external weights' files. UserError if it is no model."""
     weights = {
@@ -186,12 +179,19 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: can't be read as JSON ({error}); repair or remove it") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: holds no JSON object; repair or remove it")
     return record
+
+
+def _asked(entry: dict[str, str]) -> Asked:
+    if not all(isinstance(value, str) for value in entry.values()):
+        raise TypeError(entry)
+    return Asked(**entry)
 
 
 def _compilation(entry: dict[str, Any]) -> Compilation:
     runs = [
-        DeviceRun(run["image"], Asked(**run["inputs"]), Asked(**run["job"]))
-        for run in entry["runs"]
+        DeviceRun(run["image"], _asked(run["inputs"]), _asked(run["job"])) for run in entry["runs"]
     ]
-    return Compilation(**{**entry, "job": Asked(**entry["job"]), "runs": runs})
+    return Compilation(**{**entry, "job": _asked(entry["job"]), "runs": runs})

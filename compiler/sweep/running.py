@@ -11,12 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from compiler.building import MODEL_NAME, WEIGHTS_NAME, Verify, writing
+from compiler.building import MODEL_NAME, WEIGHTS_NAME, Verify, write_whole, writing
 from compiler.errors import UserError
 from compiler.progress import Progress, nothing
 from compiler.records import finite, json_text, read_record
 from compiler.sweep.grid import Grid, Variant
-from compiler.sweep.state import fingerprint, is_current, read_state, write_state, write_whole
+from compiler.sweep.state import fingerprint, is_current, read_state, write_state
 from compiler.sweep.tasks import Needs, Outcome, Task, memory_budget, run_tasks
 from compiler.targets.chips import Chip, chip_with_estimates
 
@@ -174,8 +174,8 @@ class _Sweep:
             "cpu": self.cpu,
             "rows": [self._row(variant) for variant in self.variants],
         })  # fmt: skip
-        write_whole(self.folder / RECORD_NAME, json_text(record) + "\n")
-        write_whole(self.folder / "sweep.csv", as_csv(record["rows"]))
+        write_whole(self.folder / RECORD_NAME, (json_text(record) + "\n").encode())
+        write_whole(self.folder / "sweep.csv", as_csv(record["rows"]).encode())
         write_whole(self.folder / "sweep.png", drawn(record))
         return record
 

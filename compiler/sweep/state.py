@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from compiler.building import MODEL_NAME, WEIGHTS_NAME, sha256
+from compiler.building import MODEL_NAME, WEIGHTS_NAME, sha256, write_whole
 from compiler.errors import UserError
 from compiler.records import json_text, read_record
 from compiler.sweep.grid import Variant
@@ -64,14 +64,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
     """Writes `variant.json` whole or not at all."""
-    write_whole(folder / _STATE, json_text(state) + "\n")
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file beside `path` that then takes its place."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_bytes(content.encode() if isinstance(content, str) else content)
-    beside.replace(path)
+    write_whole(folder / _STATE, (json_text(state) + "\n").encode())
 
 
 def _files(path: Path) -> Iterator[Path]:

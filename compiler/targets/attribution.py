@@ -7,6 +7,8 @@ which ONNX nodes it stands for.
 
 Every cycle is given away exactly once: to the ops that compute in it, in equal parts; when nothing
 computes, to the ops whose data is on its way (waiting); and if nothing moves either, to nobody.
+
+Nodes that are left to the CPU cut the model into parts, each an NPU graph with a trace of its own.
 """
 
 from __future__ import annotations
@@ -14,19 +16,22 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 
 from compiler.graph import PASS_KEY
 
+T = TypeVar("T")
+
 NOT_ATTRIBUTED = "(not attributed)"
 INSERTED = "inserted by the NPU compiler"
 SOURCE = "(source model)"
 COMPUTING = ("for_hvx", "uses_hmx")
+_SCHEMATIC = "_schematic.bin"
 # What onnxruntime and the provider add to the names of nodes that they fuse, copy or transpose.
 _ADDED_TO_NAME = re.compile(r"(_token_\d+|_\d+|_new_reshape|_reshape|/MatMul\w*Fusion)$")
 
@@ -65,32 +70,54 @@ class _Op:
 
 @dataclass
 class _Cost:
-    cycles: float = 0.0
+    """What an op takes: cycles while a trace is read, milliseconds once it is scaled."""
+
+    time: float = 0.0
     waiting: float = 0.0
     dram_bytes: int = 0
 
 
-def attribute(profile: Path, model: Path, latency_ms: float) -> Attribution:
-    """Reads the folder of a profiled preparation of `model`, whose latency was simulated."""
-    events = _trace(profile)
-    costs, end = _costs(events)
-    ops = _ops(profile, onnx.load(model, load_external_data=False))
-    ms = latency_ms / end if end else 0.0
-    by_op = _table({key: ops[key].kind for key in costs if key in ops}, costs, ms, latency_ms)
-    by_pass = _table({key: ops[key].made_by for key in costs if key in ops}, costs, ms, latency_ms)
-    lost = next(share.ms for share in by_op if share.name == NOT_ATTRIBUTED)
-    return Attribution(by_op, by_pass, lost)
+# An op of the NPU's graphs: the graph's number, and its id there.
+_Key = tuple[int, int]
+
+
+def attribute(profile: Path, model: Path, latencies_ms: Sequence[float]) -> Attribution:
+    """Reads the folder of a profiled preparation of `model`, with the latency of each graph."""
+    proto = onnx.load(model, load_external_data=False)
+    traces, names = _traces(profile), graph_names(profile)
+    costs: dict[_Key, _Cost] = {}
+    ops: dict[_Key, _Op] = {}
+    for number, (name, latency_ms) in enumerate(zip(names, latencies_ms, strict=True)):
+        costs |= {(number, op): cost for op, cost in _costs(traces[number], latency_ms).items()}
+        ops |= {(number, op): known for op, known in _ops(profile, name, proto).items()}
+    known = {key: ops[key] for key in costs if key in ops}
+    by_op = _table({key: op.kind for key, op in known.items()}, costs, sum(latencies_ms))
+    by_pass = _table({key: op.made_by for key, op in known.items()}, costs, sum(latencies_ms))
+    return Attribution(by_op, by_pass, by_op[-1].ms)
+
+
+def graph_names(profile: Path) -> list[str]:
+    """The NPU's graphs, in the order in which they were prepared: names end in it."""
+    names = [path.name.removesuffix(_SCHEMATIC) for path in profile.glob(f"*{_SCHEMATIC}")]
+    return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
+
+
+def once_a_graph(blocks: Sequence[T], graphs: int) -> list[T]:
+    """The blocks of a profile, one a graph: the provider repeats those of all but the last."""
+    if len(blocks) != 2 * graphs - 1:
+        raise AssertionError(f"{len(blocks)} blocks in the profile of {graphs} graphs")
+    return list(blocks[::2])
 
 
 def _table(
-    rows: Mapping[int, str], costs: Mapping[int, _Cost], ms: float, latency_ms: float
+    rows: Mapping[_Key, str], costs: Mapping[_Key, _Cost], latency_ms: float
 ) -> tuple[Share, ...]:
-    """The costs of ops summed by row, the dearest first; the rest is not attributed."""
+    """The costs of ops summed by row, the dearest first; the last row is not attributed."""
     members = defaultdict(list)
     for key, row in rows.items():
         members[row].append(costs[key])
     shares = [
-        Share(row, len(own), ms * sum(c.cycles for c in own), ms * sum(c.waiting for c in own),
+        Share(row, len(own), sum(c.time for c in own), sum(c.waiting for c in own),
               sum(c.dram_bytes for c in own))
         for row, own in members.items()
     ]  # fmt: skip
@@ -98,12 +125,12 @@ def _table(
     nameless = [cost for key, cost in costs.items() if key not in rows]
     lost = latency_ms - sum(share.ms for share in shares)
     traffic = sum(cost.dram_bytes for cost in nameless)
-    waiting = ms * sum(cost.waiting for cost in nameless)
+    waiting = sum(cost.waiting for cost in nameless)
     return (*shares, Share(NOT_ATTRIBUTED, len(nameless), lost, waiting, traffic))
 
 
-def _costs(events: list[_Event]) -> tuple[dict[int, _Cost], int]:
-    """What each QNN op takes of the timeline in cycles, by its id; and the timeline's end."""
+def _costs(events: list[_Event], latency_ms: float) -> dict[int, _Cost]:
+    """What each QNN op takes of a graph's timeline in milliseconds, by its id."""
     costs: dict[int, _Cost] = defaultdict(_Cost)
     for event in events:
         costs[event.op].dram_bytes += event.dram_bytes
@@ -114,14 +141,16 @@ def _costs(events: list[_Event]) -> tuple[dict[int, _Cost], int]:
             computing = [e.op for e in running.values() if e.computes]
             paying = computing or [e.op for e in running.values()]
             for op in paying:
-                costs[op].cycles += (time - now) / len(paying)
+                costs[op].time += (time - now) / len(paying)
                 costs[op].waiting += 0.0 if computing else (time - now) / len(paying)
             now = time
         if id(event) in running:
             del running[id(event)]
         else:
             running[id(event)] = event
-    return costs, now
+    for cost in costs.values():
+        cost.time, cost.waiting = (x * latency_ms / max(now, 1) for x in (cost.time, cost.waiting))
+    return costs
 
 
 def _edges(events: list[_Event]) -> Iterator[tuple[int, _Event]]:
@@ -139,18 +168,20 @@ class _Event:
     start: int
     end: int
     computes: bool
-    dram_bytes: int = field(default=0)
+    dram_bytes: int
 
 
-def _trace(profile: Path) -> list[_Event]:
-    """The simulation's events, out of the profile's binary log, which holds them as JSON."""
+def _traces(profile: Path) -> list[list[_Event]]:
+    """The simulations' events, one list a graph, out of a binary log that holds them as JSON."""
     log = (profile / "profile_qnn.log").read_bytes()
+    traces = []
     position = log.find(b'"traceEvents"')
-    if position < 0:
-        return []
-    text = log[log.rindex(b"{", 0, position) :].decode("latin-1")
-    trace, _ = json.JSONDecoder().raw_decode(text)
-    return [_event(event) for event in trace["traceEvents"] if event["ph"] == "X"]
+    while position >= 0:
+        text = log[log.rindex(b"{", 0, position) :].decode("latin-1")
+        trace, end = json.JSONDecoder().raw_decode(text)
+        traces.append([_event(event) for event in trace["traceEvents"] if event["ph"] == "X"])
+        position = log.find(b'"traceEvents"', position + end)
+    return once_a_graph(traces, len(graph_names(profile)))
 
 
 def _event(event: dict[str, Any]) -> _Event:
@@ -166,14 +197,15 @@ def _event(event: dict[str, Any]) -> _Event:
     )
 
 
-def _ops(profile: Path, model: onnx.ModelProto) -> dict[int, _Op]:
-    """The QNN ops by id, from the schematic and the provider's trace of ops."""
+def _ops(profile: Path, graph: str, model: onnx.ModelProto) -> dict[int, _Op]:
+    """The QNN ops of a graph by id, from the schematic and the provider's trace of ops."""
     nodes = {node.name: node for node in model.graph.node if node.name}
     makers = {tensor: node for node in model.graph.node for tensor in node.output}
     trace = json.loads((profile / "qnn_op_trace.json").read_text("utf-8"))
-    mapped = {m["dst_name"]: m for graph in trace["subgraph_traces"] for m in graph["op_mappings"]}
-    tensors = _output_tensors(profile)
-    schematic = b"".join(path.read_bytes() for path in profile.glob("*_schematic.bin"))
+    own = (g for g in trace["subgraph_traces"] if g["graph_name"] == graph)
+    mapped = {m["dst_name"]: m for g in own for m in g["op_mappings"]}
+    tensors = _output_tensors(profile / f"{graph}.json")
+    schematic = (profile / f"{graph}{_SCHEMATIC}").read_bytes()
     ops = {key: _Op(kind, kind) for key, kind in _ends(schematic)}
     for key, name in _names(schematic):
         mapping = mapped.get(name, {"sources": [], "dst_qnn_op_type": "?"})
@@ -225,10 +257,7 @@ def _names(schematic: bytes) -> Iterator[tuple[int, str]]:
         yield int(key, 16), name
 
 
-def _output_tensors(profile: Path) -> dict[str, list[str]]:
+def _output_tensors(dump: Path) -> dict[str, list[str]]:
     """The output tensors of each QNN op by its name, from the graph as the provider dumped it."""
-    outputs = {}
-    for dump in profile.glob("QNNExecutionProvider_*_[0-9].json"):
-        for name, node in json.loads(dump.read_text("utf-8"))["graph"]["nodes"].items():
-            outputs[name] = list(node["output_names"])
-    return outputs
+    nodes = json.loads(dump.read_text("utf-8"))["graph"]["nodes"]
+    return {name: list(node["output_names"]) for name, node in nodes.items()}

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.errors import UserError
 from compiler.graph import Graph, Node, static_shape
 from compiler.pictures import Map, depth_of
 from compiler.progress import Progress, nothing
 from compiler.targets.chips import Chip
-from compiler.targets.htp import require_wheel, run_provider
+from compiler.targets.htp import CpuNode, refused_nodes, require_wheel, run_provider
 from compiler.verify.measure import Error, compare
 
 # Measured with onnxruntime-qnn 2.7.0, which emulates on one core.
@@ -31,11 +32,15 @@ PREPARATION_SECONDS = 10
 
 @dataclass(frozen=True)
 class Emulation:
-    """Depth maps H×W of one photo from one model, on the CPU in float32 and as the NPU computes."""
+    """Depth maps H×W of one photo from one model, on the CPU in float32 and as the NPU computes.
+
+    `cpu_nodes` are left to the CPU, which computes them in float32 here, too.
+    """
 
     float32: Map
     npu: Map
     error: Error
+    cpu_nodes: tuple[CpuNode, ...]
 
 
 def emulate(model: Path, photo: Path, chip: Chip, progress: Progress = nothing) -> Emulation:
@@ -46,8 +51,15 @@ def emulate(model: Path, photo: Path, chip: Chip, progress: Progress = nothing) 
     require_wheel()
     float32 = depth_of(model, photo)
     expected = expected_seconds(model)
-    npu = depth_of(model, photo, lambda feeds: _emulated(model, chip, feeds, progress, expected))
-    return Emulation(float32, npu, compare(npu, float32))
+    left: list[CpuNode] = []
+
+    def run(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        outputs, on_cpu = _emulated(model, chip, feeds, progress, expected)
+        left.extend(on_cpu)
+        return outputs
+
+    npu = depth_of(model, photo, run)
+    return Emulation(float32, npu, compare(npu, float32), tuple(left))
 
 
 def expected_seconds(model: Path) -> int:
@@ -76,7 +88,9 @@ def flops(graph: Graph, node: Node) -> int:
 
 def _emulated(
     model: Path, chip: Chip, feeds: Mapping[str, NDArray[Any]], progress: Progress, expected: int
-) -> dict[str, NDArray[Any]]:
+) -> tuple[dict[str, NDArray[Any]], list[CpuNode]]:
+    """The outputs, and the nodes that the NPU left. Raises UserError if it left all of them."""
+
     def tick(seconds: float) -> None:
         progress(f"emulating {chip.description}, seconds", round(seconds), expected)
 
@@ -85,8 +99,12 @@ def _emulated(
         folder = Path(name)
         typed = [feeds[t.name].astype(t.dtype) for t in graph.inputs]
         np.savez(folder / "inputs.npz", *typed)
-        job = {"inputs": str(folder / "inputs.npz"), "outputs": str(folder / "outputs.npz")}
+        job = {"inputs": str(folder / "inputs.npz"), "outputs": str(folder / "outputs.npz"),
+               "trace": str(folder)}  # fmt: skip
         run_provider(model, chip, folder, job, tick)
         with np.load(folder / "outputs.npz") as arrays:
             values = list(arrays.values())
-    return dict(zip((t.name for t in graph.outputs), values, strict=True))
+        on_cpu = refused_nodes(folder)
+    if on_cpu is None:
+        raise UserError(f"{model}: the NPU takes none of its nodes; `check` says why")
+    return dict(zip((t.name for t in graph.outputs), values, strict=True)), on_cpu

@@ -22,10 +22,10 @@ from typing import Any
 
 import onnx
 
-from compiler.building import writing
+from compiler.building import refuse_folder, writing
 from compiler.errors import UserError
 from compiler.graph import read_model
-from compiler.targets.attribution import Attribution, attribute
+from compiler.targets.attribution import Attribution, attribute, graph_names, once_a_graph
 from compiler.targets.chips import Chip
 from compiler.targets.provider import CANNOT_LOAD
 
@@ -37,7 +37,10 @@ TICK_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class CpuNode:
-    """A node that the NPU leaves to the CPU, and the provider's reason."""
+    """A node that the NPU leaves to the CPU, and the provider's reason.
+
+    `name` is that of its first output if it has none.
+    """
 
     op: str
     name: str
@@ -92,12 +95,21 @@ class Prepared:
         wrapper = onnx.load(self.wrapper, load_external_data=False)
         trace = self.folder / "qnn_op_trace.json"
         unsupported = json.loads(trace.read_text("utf-8"))["unsupported_nodes"]
-        reasons = {node["node_name"]: node["reason"] for node in unsupported}
+        reasons = {(n["op_type"], n["node_name"]): n["reason"] for n in unsupported}
         left = (node for node in wrapper.graph.node if node.op_type != CONTEXT_OP)
         return tuple(
-            CpuNode(n.op_type, n.name, reasons.get(n.name) or "the provider gives no reason")
+            CpuNode(n.op_type, n.name or n.output[0],
+                    reasons.get((n.op_type, n.name)) or "the provider gives no reason")
             for n in left
-        )
+        )  # fmt: skip
+
+
+def refused_nodes(folder: Path) -> list[CpuNode] | None:
+    """The nodes that the provider's trace in a folder says it refused; None if it took no node."""
+    trace = json.loads((folder / "qnn_op_trace.json").read_text("utf-8"))
+    if not any(graph["op_mappings"] for graph in trace["subgraph_traces"]):
+        return None
+    return [CpuNode(n["op_type"], n["node_name"], n["reason"]) for n in trace["unsupported_nodes"]]
 
 
 def estimate(model: Path, chip: Chip) -> Estimate:
@@ -110,6 +122,7 @@ def compile_for(model: Path, chip: Chip, output: Path) -> tuple[CpuNode, ...]:
     """Writes the context binary `output` and its wrapper `output.onnx`; returns the CPU's nodes."""
     if output.suffix == ".onnx":
         raise UserError(f"{output}: that is the wrapper's name; name the binary, say model.bin")
+    _refuse_to_replace(output)
     with writing(output), _folder_beside(output) as folder:
         prepared = prepare(model, chip, folder)
         on_cpu = prepared.cpu_nodes()
@@ -122,6 +135,18 @@ def compile_for(model: Path, chip: Chip, output: Path) -> tuple[CpuNode, ...]:
         prepared.binary.replace(output)
         prepared.wrapper.replace(output.with_suffix(".onnx"))
         return on_cpu
+
+
+def _refuse_to_replace(output: Path) -> None:
+    """Raises UserError unless the binary and its wrapper are new, or both are of this kind."""
+    refuse_folder(output)
+    wrapper = output.with_suffix(".onnx")
+    if wrapper.exists():
+        ops = {node.op_type for node in read_model(wrapper).graph.node}
+        if CONTEXT_OP not in ops:
+            raise UserError(f"{wrapper} is a model, not a wrapper: choose another name for -o")
+    elif output.exists():
+        raise UserError(f"{output} is there already, without a wrapper: choose another -o")
 
 
 def require_wheel() -> None:
@@ -196,29 +221,42 @@ def _wait(child: subprocess.Popen[bytes]) -> None:
 
 
 def read_estimate(prepared: Prepared, model: Path) -> Estimate:
-    """The simulation's figures, from the profile of a preparation of `model`."""
-    with (prepared.folder / "profile.csv").open(newline="") as file:
-        rows = {r["Event Identifier"]: int(r["Time"]) for r in csv.DictReader(file)
-                if r["Time"].isdecimal()}  # fmt: skip
+    """The simulation's figures, from the profile of a preparation of `model`.
+
+    Where nodes are left to the CPU between others, the NPU runs several graphs, one by one.
+    """
+    graphs = once_a_graph(_blocks(prepared.folder), len(graph_names(prepared.folder)))
     latency = "Simulated (Accelerator exec time us"
-    if f"{latency})" not in rows:
+    if any(f"{latency})" not in rows for rows in graphs):
         raise UserError("the provider wrote no simulated latency for this chip")
-    latency_ms = rows[f"{latency})"] / 1e3
+    latencies_ms = [rows[f"{latency})"] / 1e3 for rows in graphs]
     return Estimate(
-        latency_ms=latency_ms,
-        latency_low_ms=rows[f"{latency} (lower estimate))"] / 1e3,
-        latency_high_ms=rows[f"{latency} (upper estimate))"] / 1e3,
-        fill_bytes=_total(rows, ("Input Fill", "Intermediate Fill", "Inter HTP Fill")),
-        spill_bytes=_total(rows, ("Intermediate Spill", "Inter HTP Spill", "Output Spill")),
+        latency_ms=sum(latencies_ms),
+        latency_low_ms=sum(rows[f"{latency} (lower estimate))"] for rows in graphs) / 1e3,
+        latency_high_ms=sum(rows[f"{latency} (upper estimate))"] for rows in graphs) / 1e3,
+        fill_bytes=_total(graphs, ("Input Fill", "Intermediate Fill", "Inter HTP Fill")),
+        spill_bytes=_total(graphs, ("Intermediate Spill", "Inter HTP Spill", "Output Spill")),
         context_bytes=prepared.binary.stat().st_size,
-        missing_ops=next(v for k, v in rows.items() if k.startswith("Missing Ops")),
+        missing_ops=_total(graphs, ("Missing Ops (Number of Ops with no Costs associated)",)),
         cpu_nodes=prepared.cpu_nodes(),
-        attribution=attribute(prepared.folder, model, latency_ms),
+        attribution=attribute(prepared.folder, model, latencies_ms),
     )
 
 
-def _total(rows: dict[str, int], names: Iterable[str]) -> int:
-    return sum(rows[name] for name in names)
+def _blocks(profile: Path) -> list[dict[str, int]]:
+    """The profile's rows, a block for each preparation of a graph that it tells of."""
+    blocks: list[dict[str, int]] = []
+    with (profile / "profile.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["Message"] == "FINALIZE":
+                blocks.append({})
+            if row["Time"].isdecimal():
+                blocks[-1][row["Event Identifier"]] = int(row["Time"])
+    return blocks
+
+
+def _total(graphs: Iterable[dict[str, int]], names: Iterable[str]) -> int:
+    return sum(rows[name] for rows in graphs for name in names)
 
 
 def _reason(stderr: str) -> str:

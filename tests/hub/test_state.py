@@ -54,6 +54,22 @@ def test_other_bytes_start_anew(model, file):
     assert State.of(model).upload == Asked()
 
 
+@pytest.mark.parametrize(
+    ("text", "says"), [("[]", "no JSON object"), ('{"hub": []}', "damaged; give --anew")]
+)
+def test_a_file_of_another_shape_is_refused(model, text, says):
+    model.with_name("net.hub.json").write_text(text)
+    with pytest.raises(UserError, match=says):
+        State.of(model)
+
+
+def test_other_options_have_a_folder_of_their_own():
+    plain = Compilation("Phone", "--target_runtime qnn_dlc")
+    other = Compilation("Phone", "--target_runtime qnn_dlc --quantize_io")
+    assert plain.folder_name == "phone-qnn_dlc"
+    assert other.folder_name.startswith("phone-qnn_dlc-")
+
+
 def test_a_moved_model_is_the_same(model, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     before = content_sha256(model)
@@ -79,6 +95,7 @@ def test_what_is_no_model_is_refused(tmp_path):
         (lambda hub: hub.pop("upload"), "damaged; give --anew"),
         (lambda hub: hub["compilations"].append({"device": "Phone"}), "damaged; give --anew"),
         (lambda hub: hub["upload"].update(more=1), "damaged; give --anew"),
+        (lambda hub: hub["upload"].update(id=5), "damaged; give --anew"),
     ],
 )
 def test_a_damaged_record_is_refused(model, change, says):

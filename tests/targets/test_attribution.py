@@ -13,6 +13,9 @@ from compiler.targets.chips import CHIPS
 from compiler.targets.htp import estimate
 
 KEYS = {"MatMul": 0x11, "Relu": 0x13, "Copy": 0x15}
+SHIFTED = {"Relu": 0x11, "MatMul": 0x15}
+CUT = """a = MatMul(x, w) b = Relu(a) c = Asinh(b) d = MatMul(c, w) e = Relu(d) f = Asinh(e)
+    h = MatMul(f, w) y = Relu(h)"""
 
 
 def event(op, engine, start, cycles, *, tid=1, dram=0):
@@ -24,21 +27,29 @@ def event(op, engine, start, cycles, *, tid=1, dram=0):
 
 @pytest.fixture
 def profile(tmp_path):
-    """A profile's folder as the provider leaves it, around the events of a made-up trace."""
+    """A profile's folder as the provider leaves it, around the events of made-up graphs."""
 
-    def write(*events):
-        trace = {"traceEvents": [*events, {"name": "TCM usage", "ph": "C", "ts": 0}]}
-        text = b"\x01\xff{ \n  " + json.dumps(trace).encode()[1:] + b"\x00tail"
-        (tmp_path / "profile_qnn.log").write_bytes(text)
-        names = ",\n".join(f"0x{key:016x}: '{op}'" for op, key in KEYS.items())
-        schematic = f"x = {{\n}}\nqnn_name_translations = {{\n{names},\n}} # end\n\x00"
-        (tmp_path / "graph_schematic.bin").write_bytes(schematic.encode("latin-1"))
+    def write(*graphs):
+        log = b""
+        traces = [trace for trace in graphs for _ in range(2)][:-1]
+        for events in traces:
+            trace = {"traceEvents": [*events, {"name": "TCM usage", "ph": "C", "ts": 0}]}
+            log += b"\x01\xff{ \n  " + json.dumps(trace).encode()[1:] + b"\x00tail"
+        (tmp_path / "profile_qnn.log").write_bytes(log)
         mapped = [
             {"dst_name": "MatMul", "dst_qnn_op_type": "FullyConnected", "sources": [{"name": "m"}]},
             {"dst_name": "Relu", "dst_qnn_op_type": "Relu", "sources": [{"name": "r_token_3"}]},
             {"dst_name": "Copy", "dst_qnn_op_type": "Cast", "sources": [{"name": "Cast_token_9"}]},
         ]
-        record = {"subgraph_traces": [{"op_mappings": mapped}], "unsupported_nodes": []}
+        # The last graph has ids of its own: the same number is another op there.
+        keys = [KEYS] * (len(graphs) - 1) + [KEYS if len(graphs) == 1 else SHIFTED]
+        for number, known in enumerate(keys):
+            names = ",\n".join(f"0x{key:016x}: '{op}'" for op, key in known.items())
+            schematic = f"x = {{\n}}\nqnn_name_translations = {{\n{names},\n}} # end\n\x00"
+            (tmp_path / f"graph_{9 + number}_schematic.bin").write_bytes(schematic.encode())
+            (tmp_path / f"graph_{9 + number}.json").write_text('{"graph": {"nodes": {}}}')
+        parts = [{"graph_name": f"graph_{9 + n}", "op_mappings": mapped} for n in range(len(keys))]
+        record = {"subgraph_traces": parts, "unsupported_nodes": []}
         (tmp_path / "qnn_op_trace.json").write_text(json.dumps(record))
         model = onnx.parser.parse_model(
             MLP.replace("a = MatMul", "[m] a = MatMul").replace("b = Relu", "[r] b = Relu")
@@ -57,7 +68,7 @@ def ms(shares):
 
 def test_ops_that_compute_at_once_share_a_cycle(profile):
     found = attribute(
-        *profile(event("MatMul", "uses_hmx", 0, 60), event("Relu", "for_hvx", 20, 80)), 1.0
+        *profile([event("MatMul", "uses_hmx", 0, 60), event("Relu", "for_hvx", 20, 80)]), [1.0]
     )
     assert ms(found.by_op) == {
         "MatMul": (pytest.approx(0.4), 0.0),
@@ -73,7 +84,7 @@ def test_ops_that_compute_at_once_share_a_cycle(profile):
 
 def test_a_transfer_costs_only_where_nothing_computes(profile):
     found = attribute(
-        *profile(event("MatMul", "uses_hmx", 0, 50), event("Relu", "for_dma", 30, 70)), 2.0
+        *profile([event("MatMul", "uses_hmx", 0, 50), event("Relu", "for_dma", 30, 70)]), [2.0]
     )
     assert ms(found.by_op)["Relu"] == (pytest.approx(1.0), pytest.approx(1.0))
     assert ms(found.by_op)["MatMul"] == (pytest.approx(1.0), 0.0)
@@ -81,24 +92,48 @@ def test_a_transfer_costs_only_where_nothing_computes(profile):
 
 def test_idle_cycles_and_unknown_ops_are_nobodys(profile):
     found = attribute(
-        *profile(event("MatMul", "uses_hmx", 0, 50), event("Odd", "for_hvx", 70, 30)), 1.0
+        *profile([event("MatMul", "uses_hmx", 0, 50), event("Odd", "for_hvx", 70, 30)]), [1.0]
     )
     assert found.unattributed_ms == pytest.approx(0.5)
     assert sum(share.ms for share in found.by_op) == pytest.approx(1.0)
 
 
 def test_what_stands_for_no_node_was_inserted(profile):
-    found = attribute(*profile(event("Copy", "for_hvx", 0, 10)), 1.0)
+    found = attribute(*profile([event("Copy", "for_hvx", 0, 10)]), [1.0])
     assert ms(found.by_op)[f"Cast, {INSERTED}"][0] == pytest.approx(1.0)
     assert ms(found.by_pass)[INSERTED][0] == pytest.approx(1.0)
 
 
 def test_bytes_are_counted_where_a_transfer_is_issued(profile):
-    found = attribute(*profile(
+    found = attribute(*profile([
         event("MatMul", "scalar", 0, 1, tid=0, dram=4096),
         event("MatMul", "for_dma", 1, 9, tid=5, dram=4096),
-    ), 1.0)  # fmt: skip
+    ]), [1.0])  # fmt: skip
     assert [share.dram_bytes for share in found.by_op] == [4096, 0]
+
+
+def test_each_part_between_nodes_on_the_cpu_has_its_own_trace_and_ids(profile):
+    parts = [[event("MatMul", "for_hvx", 0, 10)], [event("MatMul", "for_hvx", 0, 70)]]
+    found = attribute(*profile(*parts), [1.0, 3.0])
+    assert ms(found.by_op)["MatMul"][0] == pytest.approx(1.0)
+    assert ms(found.by_op)["Relu"][0] == pytest.approx(3.0)
+
+
+@needs_wheel
+def test_the_parts_between_nodes_on_the_cpu_add_up(tmp_path):
+    weights = ",".join(str(i % 7 - 3) for i in range(32 * 32))
+    estimates = []
+    for number, body in enumerate(("a = MatMul(x, w) y = Relu(a)", CUT)):
+        text = f"""<ir_version: 10, opset_import: ["": 17]>
+        g (float[1,64,32] x) => (float[1,64,32] y) <float[32,32] w = {{{weights}}}> {{ {body} }}"""
+        onnx.save(onnx.parser.parse_model(text), tmp_path / f"{number}.onnx")
+        estimates.append(estimate(tmp_path / f"{number}.onnx", CHIPS["iq-9075"]))
+    one, three = estimates
+    assert [node.op for node in three.cpu_nodes] == ["Asinh", "Asinh"]
+    assert three.latency_ms == pytest.approx(3 * one.latency_ms, rel=0.1)
+    assert three.fill_bytes > 2 * one.fill_bytes
+    shares = {share.name: share.ops for share in three.attribution.by_op}
+    assert (shares["MatMul"], shares["Relu"]) == (3, 3)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,37 @@ def test_float16_saturates_and_the_error_says_so(tmp_path, photo):
     assert found.error.centred_l2 > 0.05
 
 
+@needs_wheel
+def test_what_runs_on_the_cpu_is_said(tmp_path, photo):
+    text = """<ir_version: 10, opset_import: ["": 17]>
+    g (int32[1,3,8,8] x) => (float[1,1,8,8] y) {
+        f = Cast<to=1>(x) a = Relu(f) [odd] b = Asinh(a) c = Mul(b, b)
+        y = ReduceMean<axes = [1]>(c) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    found = emulate(tmp_path / "model.onnx", photo, CHIPS["s24"])
+    assert [node.name for node in found.cpu_nodes] == ["odd"]
+    assert found.error.centred_l2 < 0.1
+
+
+@needs_wheel
+def test_what_the_provider_computes_wrong_shows(tmp_path, photo):
+    """Measured with onnxruntime-qnn 2.7.0: its Cast from uint8 gives min(x, 1)."""
+    text = """<ir_version: 10, opset_import: ["": 17]>
+    g (uint8[1,3,8,8] x) => (float[1,1,8,8] y) {
+        f = Cast<to=1>(x) a = Relu(f) y = ReduceMean<axes = [1]>(a) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    assert emulate(tmp_path / "model.onnx", photo, CHIPS["s24"]).error.centred_l2 > 1
+
+
+@needs_wheel
+def test_a_model_that_the_npu_leaves_whole_is_no_success(tmp_path, photo):
+    text = """<ir_version: 10, opset_import: ["": 17]>
+    g (float[1,3,8,8] x) => (float[1,1,8,8] y) { y = ReduceL1<axes = [1]>(x) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
+    with pytest.raises(UserError, match="takes none of its nodes"):
+        emulate(tmp_path / "model.onnx", photo, CHIPS["s24"])
+
+
 def test_what_is_no_image_model_is_refused(tmp_path, photo, monkeypatch):
     monkeypatch.setattr(htp.importlib.util, "find_spec", lambda _name: True)
     text = """<ir_version: 10, opset_import: ["": 17]>

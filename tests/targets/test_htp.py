@@ -150,6 +150,19 @@ def test_the_wrapper_has_a_name_of_its_own(mlp, tmp_path):
         compile_for(mlp, IQ_9075, tmp_path / "model.onnx")
 
 
+def test_a_model_is_never_replaced_by_the_wrapper(mlp, tmp_path):
+    model = shutil.copy(mlp, tmp_path / "model.onnx")
+    before = model.read_bytes()
+    with pytest.raises(UserError, match="is a model, not a wrapper"):
+        compile_for(model, IQ_9075, tmp_path / "model.bin")
+    with pytest.raises(UserError, match="is a folder"):
+        compile_for(model, IQ_9075, tmp_path)
+    (tmp_path / "weights.bin").write_bytes(b"somebody's")
+    with pytest.raises(UserError, match="is there already, without a wrapper"):
+        compile_for(model, IQ_9075, tmp_path / "weights.bin")
+    assert model.read_bytes() == before
+
+
 @needs_wheel
 def test_what_the_npu_does_not_take_is_named(tmp_path):
     path = tmp_path / "sinh.onnx"
