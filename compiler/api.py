@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +10,8 @@ from compiler.errors import UserError
 from compiler.progress import Progress, nothing
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from compiler.building import Stage
     from compiler.targets.chips import Chip
 
@@ -18,7 +20,8 @@ DEFAULT_PIPELINE = "insert_resize:height=480:width=640,fold_norm,split_heads,fli
 
 
 def build(
-    model: str = DEFAULT_MODEL, passes: str = DEFAULT_PIPELINE, *, output: Path | None = None,
+    model: str | nn.Module = DEFAULT_MODEL, passes: str = DEFAULT_PIPELINE, *,
+    inputs: Mapping[str, Any] | None = None, output: Path | None = None,
     size: str | None = None, weights: str = "auto", image: Path | None = None,
     exporter: Literal["dynamo", "torchscript"] = "dynamo", opset: int | None = None,
     canonicalize: bool = True, verify: Literal["each", "final", "full", "none"] = "each",
@@ -29,13 +32,16 @@ def build(
     """Builds a model through a pipeline into a folder and returns what its `build.json` holds.
 
     Args:
-        model: a name (`dav2-small`), an official `.pth` checkpoint, or an `.onnx` file.
-        passes: the pipeline, as `--passes` takes it.
+        model: a name (`dav2-small`), an official `.pth` checkpoint, an `.onnx` file or a folder
+            with one, or a `torch.nn.Module`, which is exported in evaluation mode.
+        passes: the pipeline, as `--passes` takes it: names, and paths of your own passes' files.
+        inputs: of a module: example tensors by name, for `forward`'s arguments of that name or, if
+            there are none, by position; their shapes are the model's.
         output: the folder; `build/NAME` if None. It appears whole or not at all.
         size: input size of a named model, `350` or height×width `392x518`; 518 if None.
         weights: `auto`, `twin:SEED`, a `.pth` file, a Hugging Face id or folder.
         image: the photo for `depth.png`; a sample if None.
-        exporter: which PyTorch exporter writes a named model.
+        exporter: which PyTorch exporter writes a named model or a module.
         opset: of the export; the exporter's default if None.
         canonicalize: whether `canonicalize` runs first.
         verify: `each` stage, the `final` one, `full` (whole float64 too), or `none`.
@@ -51,12 +57,18 @@ def build(
     """
     import models
     from compiler.building import appearing_whole, build_record, build_stages, write_json
+    from compiler.foreign import origins
     from compiler.pictures import write_depth_picture
     from compiler.pipeline import parse_pipeline
 
     chip = None if estimate is None else _chip(estimate)
     pipeline = [*parse_pipeline("canonicalize" if canonicalize else ""), *parse_pipeline(passes)]
-    source = models.resolve(model, size=size, weights=weights, exporter=exporter, opset=opset)
+    if isinstance(model, str):
+        _refuse_inputs(model, inputs)
+        source = models.resolve(model, size=size, weights=weights, exporter=exporter, opset=opset)
+    else:
+        _refuse_settings(size, weights)
+        source = models.resolve_module(model, inputs, exporter=exporter, opset=opset)
     photo = image or models.sample_image()
     models.load_image(photo, 14, 14)  # a bad image is refused now, not after the build
     for text in source.notices:
@@ -65,7 +77,7 @@ def build(
     with appearing_whole(folder) as beside:
         exported = beside / "exported"
         exported.mkdir()
-        progress("exporting" if not model.endswith(".onnx") else "reading", 0, 1)
+        progress("reading" if source.is_onnx else "exporting", 0, 1)
         stages = build_stages(
             source.write(exported), pipeline, beside, allow_noop=allow_noop, verify=verify,
             progress=progress, failures=folder.with_name(f"{folder.name}.failure"),
@@ -78,11 +90,21 @@ def build(
         }
         if chip is not None:
             _estimate_stages(stages, chip, progress)
-        record = build_record(stages, pipeline, description, verify)
+        record = build_record(stages, pipeline, description, verify) | origins(pipeline)
         progress("depth picture", 0, 1)
         write_depth_picture(beside / "depth.png", photo, stages[0].path, stages[-1].path)
         write_json(beside / "build.json", record)
     return record
+
+
+def _refuse_inputs(model: str, inputs: Mapping[str, Any] | None) -> None:
+    if inputs is not None:
+        raise UserError(f"inputs= is for a torch.nn.Module: {model!r} has its own")
+
+
+def _refuse_settings(size: str | None, weights: str) -> None:
+    if size is not None or weights != "auto":
+        raise UserError("size= and weights= do not apply to a torch.nn.Module: it has its own")
 
 
 def _chip(name: str) -> Chip:

@@ -84,10 +84,10 @@ class Operands:
 Rule = Callable[[Operands], Step]
 
 
-def between(graph: Graph, source: Tensor, result: Tensor) -> list[Node]:
-    """The nodes that depend on `source` and that `result` depends on, in topological order."""
-    needed = {id(node) for node in ancestors([result], {id(source)})}
-    reached, nodes = {id(source)}, []
+def between(graph: Graph, sources: Sequence[Tensor], result: Tensor) -> list[Node]:
+    """The nodes that depend on `sources` and that `result` depends on, in topological order."""
+    reached = {id(source) for source in sources}
+    needed, nodes = {id(node) for node in ancestors([result], set(reached))}, []
     for node in graph.nodes:
         bodies = [inner for body in node.subgraphs(recursive=True) for inner in body.nodes]
         read = [tensor for reader in (node, *bodies) for tensor in reader.inputs]
@@ -141,7 +141,7 @@ _BOUNDS = ("start", "stop", "axis")
 def _steps(graph: Graph, source: Tensor, result: Tensor, count: int) -> list[Step]:
     axes: dict[int, int] = {id(source): 0}
     steps = []
-    for node in between(graph, source, result):
+    for node in between(graph, [source], result):
         step = _step(Operands(graph, node, [axes.get(id(t)) for t in node.inputs], count))
         axes |= {id(tensor): step.axis for tensor in node.outputs}
         steps.append(step)

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import sys
 import typing
 from dataclasses import MISSING, fields
 from typing import Any
 
 from compiler.errors import UserError
-from compiler.pipeline import nearest, pass_class, pass_names
+from compiler.foreign import origin_of
+from compiler.pipeline import all_pass_names, pass_class
 
 
 def entries() -> list[dict[str, Any]]:
-    """One entry a pass, by name."""
-    return [entry(name) for name in pass_names()]
+    """One entry a pass, by name; a package's pass that can't be had says why."""
+    found = []
+    for name in all_pass_names():
+        try:
+            found.append(entry(name))
+        except UserError as fault:
+            found.append({"name": name, "does": f"unusable: {fault}", "contract": "",
+                          "options": {}, "text": ""})  # fmt: skip
+    return found
 
 
 def entry(name: str) -> dict[str, Any]:
-    """Name, sentence, whole text, and options of one pass. Raises UserError if there is none."""
-    if name not in pass_names():
-        raise UserError(f"no pass {name!r}{nearest(name, pass_names())}")
-    text = inspect.getdoc(importlib.import_module(f"passes.{name}")) or ""
-    sentence, _, rest = text.partition("\n\n")
+    """Name, sentence, whole text, and options of one pass, by name or by file. Raises UserError.
+
+    The sentence of a foreign pass ends in where it comes from.
+    """
     kind = pass_class(name)
+    text = inspect.getdoc(sys.modules[kind.__module__]) or inspect.getdoc(kind) or ""
+    sentence, _, rest = text.partition("\n\n")
+    origin = origin_of(kind)
+    source = "" if origin is None else f" (from {origin.text})"
     types = typing.get_type_hints(kind)
     options = {
         option.name: {
@@ -33,5 +44,5 @@ def entry(name: str) -> dict[str, Any]:
         for option in fields(kind)  # type: ignore[arg-type]
     }
     contract = text.partition("Contract: ")[2].split("\n")[0]
-    return {"name": name, "does": " ".join(sentence.split()), "contract": contract,
+    return {"name": name, "does": " ".join(sentence.split()) + source, "contract": contract,
             "options": options, "text": rest.strip("\n")}  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import onnx
@@ -26,9 +26,11 @@ from compiler.graph import (
     reads_of,
     sorted_nodes,
 )
-from compiler.region import Region, cut_inputs, region_of, shared_context
+from compiler.region import BEFORE, Region, TensorType, cut_inputs, region_of, shared_context
 from compiler.rewrite import Rewrite
 from compiler.weights import Weight
+
+T = TypeVar("T")
 
 
 def changed_components(before: Graph, after: Graph, pass_name: str) -> list[Rewrite]:
@@ -42,9 +44,8 @@ def changed_components(before: Graph, after: Graph, pass_name: str) -> list[Rewr
     folded = {name: constants[name] for name in sorted(_variables(before) & set(constants))}
     old_nodes, new_nodes = _changed(before, after, folded), _changed(after, before, folded)
     is_old = {id(node) for node in old_nodes}
-    kept = {id(node) for node in before.nodes if node.op != "Constant"} - is_old
     tensors = {t.name: t for node in before.nodes for t in [*node.inputs, *node.outputs]}
-    twins = {node.outputs[0].name: node for node in after.nodes}
+    kinds = {t.name: TensorType.of(t) for node in after.nodes for t in node.outputs}
     rewrites: list[Rewrite] = []
     for group in _components(before, after, [*old_nodes, *new_nodes], shared | set(folded)):
         old = [node for node in group if id(node) in is_old]
@@ -56,15 +57,18 @@ def changed_components(before: Graph, after: Graph, pass_name: str) -> list[Rewr
             _record_provenance(rewritten, old, pass_name, len(rewrites))
             read = [tensors[t.name] for t in cut_inputs(after, new) if t.name in tensors]
             cut = {id(tensor): tensor for tensor in [*cut_inputs(before, old), *read]}
-            context = shared_context(before, list(cut.values()), kept)
-            same = [twins[node.outputs[0].name] for node in context]
+            context = shared_context(before, list(cut.values()), folded)
+            every = list({id(node): node for node in [*context, *old]}.values())
+            old_region = region_of(before, sorted_nodes(every), outputs)
+            new_region = _fed_by(
+                region_of(before, context, []), region_of(after, sorted_nodes(new), outputs)
+            )
             old_region, new_region = (
-                _with_constants(region_of(graph, sorted_nodes(nodes), outputs), folded)
-                for graph, nodes in ((before, [*context, *old]), (after, [*same, *new]))
+                _with_types(_with_constants(region, folded), kinds)
+                for region in (old_region, new_region)
             )
-            rewrites.append(
-                Rewrite(pass_name, len(rewrites), outputs[0].name, old_region, new_region)
-            )
+            place = outputs[0].name
+            rewrites.append(Rewrite(pass_name, len(rewrites), place, old_region, new_region))
     return rewrites
 
 
@@ -72,6 +76,51 @@ def _record_provenance(new: list[Node], old: list[Node], name: str, index: int) 
     sources = " ".join(node.name for node in old)
     for node in new:
         node.metadata = {PASS_KEY: name, REWRITE_KEY: f"{name}#{index}", SOURCES_KEY: sources}
+
+
+def _fed_by(context: Region, new: Region) -> Region:
+    """The new region behind the context, which holds nodes of the old graph.
+
+    What only the context means by a name gets another one.
+    """
+    made = {name for node in new.nodes for name in node.output if name}
+    both = context.constants.keys() & new.constants.keys()
+    other = {n for n in both if Values(context.constants[n]) != Values(new.constants[n])}
+    clash = {name: f"{name}{BEFORE}" for name in sorted(made | other)}
+    nodes = tuple(_renamed(node, clash) for node in context.nodes)
+    given = {name for node in nodes for name in node.output}
+    inputs = {name: kind for name, kind in new.inputs.items() if name not in given}
+    return replace(
+        new, nodes=(*nodes, *new.nodes), inputs={**_keys(context.inputs, clash), **inputs},
+        constants={**_keys(context.constants, clash), **new.constants},
+        types={**_keys(context.types, clash), **new.types},
+    )  # fmt: skip
+
+
+def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
+    """A copy of a node with other names for tensors, inside its bodies as well."""
+    twin = onnx.NodeProto()
+    twin.CopyFrom(node)
+    twin.input[:] = [names.get(name, name) for name in node.input]
+    twin.output[:] = [names.get(name, name) for name in node.output]
+    for body in _bodies(twin):
+        inner = [_renamed(n, names) for n in body.node]
+        del body.node[:]
+        body.node.extend(inner)
+        for output in body.output:
+            output.name = names.get(output.name, output.name)
+    return twin
+
+
+def _with_types(region: Region, known: Mapping[str, TensorType]) -> Region:
+    """The region with the sizes of its inputs that the other graph knows as numbers."""
+    inputs = {name: kind.refined(known.get(name.removesuffix(BEFORE)))
+              for name, kind in region.inputs.items()}  # fmt: skip
+    return replace(region, inputs=inputs)
+
+
+def _keys(mapping: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
+    return {names.get(name, name): value for name, value in mapping.items()}
 
 
 def _with_constants(region: Region, folded: dict[str, Weight]) -> Region:

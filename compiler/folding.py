@@ -2,13 +2,19 @@
 
 onnxsim folds in float32 through onnxruntime and copies every weight on the way; here an exported
 `Transpose(weight)` costs nothing, and what arithmetic there is gets rounded once.
+
+Where a function jumps (Cast to integers, Ceil, a comparison) float64 could land on the other side
+of the step than the model's own type does: `Ceil(7 · 1.1428572)` is 9 in float64 and 8 in float32.
+Such a node is folded only where no rounding of its inputs can matter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 
@@ -19,11 +25,25 @@ from compiler.weights import Array, NewWeight, Weight, is_float, onnx_type_of
 # of an attention mask would put megabytes into the file that one op makes at no cost.
 MAX_GROWTH_NBYTES = 1 << 20
 
+# A chain of float operations on constants may be off by this many roundings of its type.
+ROUNDINGS = 64
+
 Fold = Callable[[Node, list[Array]], Array | None]
 
 
+class Folded(NewWeight):
+    """A folded constant; `is_precise` if its own type computes the very same value."""
+
+    def __init__(self, values: Array, dtype: Any, how: str, *, is_precise: bool) -> None:
+        super().__init__(values, dtype, how)
+        self.is_precise = is_precise
+
+
 def fold_constants(graph: Graph) -> None:
-    """Replaces, in place, every node whose inputs are all constant and whose op is known here."""
+    """Replaces, in place, every node whose inputs are all constant and whose op is known here.
+
+    The Shape of a tensor counts as constant where the sizes are known.
+    """
     kept = []
     for node in graph.nodes:
         weight = None if _is_kept(graph, node) else _folded(graph, node)
@@ -46,17 +66,73 @@ def _folded(graph: Graph, node: Node) -> Weight | None:
     """The value of a node's output; None if it isn't constant, or the op isn't known."""
     if node.op in ("Constant", "Identity"):
         return graph.weight(node.outputs[0] if node.op == "Constant" else node.inputs[0])
+    sizes = _sizes(node) if node.op == "Shape" else None
+    if sizes is not None:
+        return Folded(sizes, np.dtype(np.int64), _how(graph, node), is_precise=True)
     fold = FOLDS.get(node.op)
     if fold is None or not all(graph.is_constant(t) for t in node.inputs if t.name):
         return None
     weights = [weight for t in node.inputs if (weight := graph.weight(t)) is not None]
     arrays = [w.unrounded() if node.op in _MOVES else w.exact() for w in weights]
-    values = fold(node, arrays)
+    with np.errstate(all="ignore"):
+        values = fold(node, arrays)
+        if values is not None and _jumps(node, weights) and not _is_certain(node, weights, values):
+            return None
     grown = 0 if values is None else values.nbytes - sum(array.nbytes for array in arrays)
     if values is None or grown > MAX_GROWTH_NBYTES:
         return None
-    dtype = node.outputs[0].dtype
-    return NewWeight(values, values.dtype if dtype is None else dtype, _how(graph, node))
+    dtype = values.dtype if node.outputs[0].dtype is None else node.outputs[0].dtype
+    precise = all(map(_is_precise, weights)) and _is_exact(node, values, dtype)
+    return Folded(values, dtype, _how(graph, node), is_precise=precise)
+
+
+def _sizes(node: Node) -> Array | None:
+    """What a Shape gives, if the shape of its input says so."""
+    shape = node.inputs[0].shape
+    sizes = None if shape is None else shape[node.attrs.get("start", 0) : node.attrs.get("end")]
+    if sizes is None or not all(isinstance(size, int | np.integer) for size in sizes):
+        return None
+    return np.array(sizes, np.int64)
+
+
+def _jumps(node: Node, weights: list[Weight]) -> bool:
+    """Whether a small change of the inputs can change the output as a whole."""
+    if node.op == "Cast" and is_float(onnx_type_of(node.attrs["to"])):
+        return False
+    return node.op in _STEPS and any(is_float(onnx_type_of(w.dtype)) for w in weights)
+
+
+def _is_certain(node: Node, weights: list[Weight], values: Array) -> bool:
+    """Whether a step's inputs are exactly known, or far from the step."""
+    if all(map(_is_precise, weights)):
+        return True
+    for signs in ((1, -1), (-1, 1)):
+        moved = [_moved(w, sign) for w, sign in zip(weights, signs, strict=False)]
+        if not np.array_equal(FOLDS[node.op](node, moved), values):  # type: ignore[arg-type]
+            return False
+    return True
+
+
+def _moved(weight: Weight, sign: int) -> Array:
+    values = weight.exact()
+    if _is_precise(weight):
+        return values
+    storage = onnx.helper.tensor_dtype_to_np_dtype(onnx_type_of(weight.dtype))
+    step = ROUNDINGS * float(ml_dtypes.finfo(storage).eps)  # type: ignore[no-untyped-call]
+    return np.asarray(values + sign * step * np.maximum(np.abs(values), step))
+
+
+def _is_precise(weight: Weight) -> bool:
+    """Whether the model itself computes this value to the last bit: it is given, or an integer."""
+    return not isinstance(weight, Folded) or weight.is_precise
+
+
+def _is_exact(node: Node, values: Array, dtype: Any) -> bool:
+    """Whether the storage type holds the values, and the op in that type gives them."""
+    storage = onnx.helper.tensor_dtype_to_np_dtype(onnx_type_of(dtype))
+    with np.errstate(all="ignore"):
+        held = np.array_equal(values.astype(storage).astype(values.dtype), values)
+    return node.op not in _APPROXIMATE and held
 
 
 def _how(graph: Graph, node: Node) -> str:
@@ -123,6 +199,8 @@ def _cast(node: Node, inputs: list[Array]) -> Array | None:
     target = onnx_type_of(node.attrs["to"])
     if is_float(target):
         return inputs[0].astype(np.float64)
+    if not np.isfinite(inputs[0].astype(np.float64)).all():
+        return None  # no integer is meant
     return inputs[0].astype(onnx.helper.tensor_dtype_to_np_dtype(target))
 
 
@@ -140,6 +218,66 @@ def _constant_of_shape(node: Node, inputs: list[Array]) -> Array:
     return np.broadcast_to(fill, tuple(int(d) for d in inputs[0]))
 
 
+def _fold_left(function: Callable[[Any, Any], Any]) -> Fold:
+    return lambda _node, inputs: np.asarray(reduce(function, inputs))
+
+
+def _reduce(function: Callable[..., Any]) -> Fold:
+    def fold(node: Node, inputs: list[Array]) -> Array | None:
+        axes = _axes(node, inputs)
+        if not axes and node.attrs.get("noop_with_empty_axes", 0):
+            return inputs[0]
+        keep = bool(node.attrs.get("keepdims", 1))
+        result = function(inputs[0], axis=axes or None, keepdims=keep)
+        return np.asarray(result, inputs[0].dtype)
+
+    return fold
+
+
+def _range(node: Node, inputs: list[Array]) -> Array | None:
+    start, limit, delta = (x.reshape(()) for x in inputs)
+    if not np.issubdtype(start.dtype, np.integer) or not delta:
+        return None  # how many floats there are depends on their rounding
+    if abs(int(limit) - int(start)) // abs(int(delta)) * start.itemsize > MAX_GROWTH_NBYTES:
+        return None
+    return np.arange(int(start), int(limit), int(delta), dtype=start.dtype)
+
+
+def _mod(node: Node, inputs: list[Array]) -> Array | None:
+    a, b = inputs
+    if node.attrs.get("fmod", 0) or not np.issubdtype(a.dtype, np.integer) or (b == 0).any():
+        return None
+    return np.asarray(np.mod(a, b))
+
+
+def _trilu(node: Node, inputs: list[Array]) -> Array:
+    k = int(inputs[1].reshape(())) if len(inputs) > 1 else 0
+    return np.triu(inputs[0], k) if node.attrs.get("upper", 1) else np.tril(inputs[0], k)
+
+
+def _gather_elements(node: Node, inputs: list[Array]) -> Array:
+    data, indices = inputs
+    axis = node.attrs.get("axis", 0) % data.ndim
+    grid: list[Array] = list(np.indices(indices.shape, sparse=True))
+    grid[axis] = indices
+    return np.asarray(data[tuple(grid)])
+
+
+def _gather_nd(node: Node, inputs: list[Array]) -> Array | None:
+    if node.attrs.get("batch_dims", 0):
+        return None
+    return np.asarray(inputs[0][tuple(np.moveaxis(inputs[1], -1, 0))])
+
+
+def _scatter_nd(node: Node, inputs: list[Array]) -> Array | None:
+    if node.attrs.get("reduction", "none") != "none":
+        return None
+    data, indices, updates = inputs
+    result = data.copy()
+    result[tuple(np.moveaxis(indices, -1, 0))] = updates
+    return result
+
+
 def _numpy(function: Callable[..., Any]) -> Fold:
     return lambda _node, inputs: np.asarray(function(*inputs))
 
@@ -154,10 +292,12 @@ _MOVES = {
     "Expand": _expand,
     "Slice": _slice,
     "Where": _numpy(np.where),
+    "Tile": _numpy(lambda data, repeats: np.tile(data, tuple(int(r) for r in repeats))),
+    "Trilu": _trilu,
+    "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
+    "ScatterND": _scatter_nd,
     "ConstantOfShape": _constant_of_shape,
-    "Shape": lambda node, inputs: np.array(
-        inputs[0].shape[node.attrs.get("start", 0) : node.attrs.get("end")], np.int64
-    ),
 }
 FOLDS: dict[str, Fold] = {
     **_MOVES,
@@ -169,6 +309,21 @@ FOLDS: dict[str, Fold] = {
     "Neg": _numpy(np.negative),
     "Sqrt": _numpy(np.sqrt),
     "Pow": _numpy(np.power),
+    "Log": _numpy(np.log),
+    "Exp": _numpy(np.exp),
+    "Abs": _numpy(np.abs),
+    "Sign": _numpy(np.sign),
+    "Ceil": _numpy(np.ceil),
+    "Floor": _numpy(np.floor),
+    "Round": _numpy(np.rint),
+    "Min": _fold_left(np.minimum),
+    "Max": _fold_left(np.maximum),
+    "Mod": _mod,
+    "Range": _range,
+    "ReduceSum": _reduce(np.sum),
+    "ReduceProd": _reduce(np.prod),
+    "ReduceMin": _reduce(np.min),
+    "ReduceMax": _reduce(np.max),
     "Reciprocal": _numpy(lambda a: 1.0 / a),
     "Equal": _numpy(np.equal),
     "Greater": _numpy(np.greater),
@@ -179,3 +334,7 @@ FOLDS: dict[str, Fold] = {
     "Or": _numpy(np.logical_or),
     "Not": _numpy(np.logical_not),
 }
+_STEPS = {"Cast", "Ceil", "Floor", "Round", "Sign",
+          "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}  # fmt: skip
+# The others give a value that their type holds; IEEE 754, and every pow that is any good.
+_APPROXIMATE = {"Log", "Exp", "ReduceSum", "ReduceProd"}

@@ -64,14 +64,25 @@ class Graph:
         given = weights or {}
         _inline_small_tensors(model, folder, given)
         embedded = _set_aside_large_tensors(model)
-        self.ir = gs.import_onnx(infer_shapes(model))
+        try:
+            self.ir = gs.import_onnx(infer_shapes(model))
+        except gs.util.exception.OnnxGraphSurgeonException as error:
+            raise UserError(f"the model can't be read: {_first_line(error)}") from error
+        for tensor in [*self.ir.inputs, *self.ir.outputs]:
+            if tensor.dtype is None and not isinstance(tensor, gs.Constant):
+                raise UserError(f"the model does not say of what type {tensor.name!r} is")
         self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         _keep_what_graphsurgeon_drops(self.ir, model.graph)
-        for tensor in self.ir.tensors().values():
+        # What only the bodies of If, Loop and Scan read is not among graphsurgeon's tensors.
+        for tensor in [*self.ir.tensors().values(), *self.constants()]:
             if isinstance(tensor, gs.Constant) and type(tensor._values) is LazyValues:
                 proto = embedded.get(tensor.name, tensor._values.tensor)
                 tensor._values = given.get(tensor.name) or MappedWeight(proto, folder)
+            elif not isinstance(tensor, gs.Constant) and tensor.type == "optional_type":
+                tensor.dtype, tensor.shape = None, None  # graphsurgeon can't write what it read
         self._names = set(self.ir.tensors()) | {node.name for node in self.nodes}
+        for body in (body for node in self.nodes for body in node.subgraphs(recursive=True)):
+            self._names |= {t.name for node in body.nodes for t in [*node.inputs, *node.outputs]}
         _name_unnamed_nodes(self)
 
     @classmethod
@@ -232,7 +243,8 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise UserError(f"{path}: is a folder, not an .onnx file") from None
     except (DecodeError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not an ONNX file, or a truncated one ({error})") from error
-    if not model.graph.node or not model.graph.output or not model.opset_import:
+    holds = model.graph.node or model.graph.initializer
+    if not holds or not model.graph.output or not model.opset_import:
         raise UserError(f"{path}: not an ONNX model, or a truncated one (it holds no graph)")
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=99)
     if opset < 7:  # operators broadcast by attributes there
@@ -245,6 +257,14 @@ def read_model(path: Path) -> onnx.ModelProto:
         elif not fits_its_shape(tensor):
             raise UserError(f"{path}: the values of {tensor.name!r} do not fit its shape")
     _refuse_cycles_and_doubles(model.graph, path)
+    for name, number in _types_in(model.graph):
+        if number not in TensorProto.DataType.values():
+            raise UserError(f"{path}: {name!r} is of type {number}, which ONNX does not know")
+    for value in [*model.graph.input, *model.graph.output]:
+        kind = value.type.WhichOneof("value") or "tensor_type"  # an output's type may be left out
+        if kind != "tensor_type":
+            what = kind.removesuffix("_type").replace("_", " ")
+            raise UserError(f"{path}: {value.name!r} is a {what}, where only tensors are taken")
     return model
 
 
@@ -437,6 +457,19 @@ def _value_infos(graph: Graph) -> Iterator[onnx.ValueInfoProto]:
         for tensor in node.outputs:
             if tensor.name and id(tensor) not in outputs and tensor.dtype is not None:
                 yield OnnxExporter.export_value_info_proto(tensor, True)
+
+
+def _types_in(graph: onnx.GraphProto) -> Iterator[tuple[str, int]]:
+    """Names and element types of what a graph and the bodies in it declare."""
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        yield value.name, value.type.tensor_type.elem_type
+    for tensor in graph.initializer:
+        yield tensor.name, tensor.data_type
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        if attribute.HasField("t"):
+            yield attribute.name, attribute.t.data_type
+        for body in [attribute.g, *attribute.graphs]:
+            yield from _types_in(body)
 
 
 def _refuse_cycles_and_doubles(graph: onnx.GraphProto, path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from compiler.graph import PASS_KEY, Graph, Tensor, static_shape
+from compiler.graph import PASS_KEY, Graph, Tensor
 from compiler.region import TensorType
+from compiler.rewrite import Signature
+
+_COLOURS = 4  # red, green, blue and depth or opacity
 
 
 @dataclass(frozen=True)
@@ -17,24 +20,83 @@ class Network:
     inputs: list[Tensor]
     outputs: list[Tensor]
 
+    @property
+    def signature(self) -> Signature:
+        """The names and types of the inputs and outputs."""
+        return Signature(
+            {tensor.name: TensorType.of(tensor) for tensor in self.inputs},
+            {tensor.name: TensorType.of(tensor) for tensor in self.outputs},
+        )
+
+    def image_and_map(self, image: str, result: str) -> tuple[Tensor, Tensor]:
+        """The tensors that the function of this name chooses."""
+        names = image_and_map(self.signature, image, result)
+        (source,) = (tensor for tensor in self.inputs if tensor.name == names[0])
+        (sink,) = (tensor for tensor in self.outputs if tensor.name == names[1])
+        return source, sink
+
 
 def whole_network(graph: Graph) -> Iterator[Network]:
     """The one match that every model has."""
     yield Network(graph.outputs[0].name, graph.inputs, graph.outputs)
 
 
-def not_image_to_map(network: Network) -> str | None:
-    """Why a model isn't from one float image N×C×H×W to one float map …×H×W; None if it is."""
-    names = [[t.name for t in tensors] for tensors in (network.inputs, network.outputs)]
-    if len(names[0]) != 1 or len(names[1]) != 1:
-        return f"the model maps {names[0]} to {names[1]}, not one image to one map"
-    (image,), (result,) = network.inputs, network.outputs
-    kinds = TensorType.of(image), TensorType.of(result)
-    if len(static_shape(image) or ()) != 4 or not kinds[0].is_float:
-        return f"the input is {kinds[0]}, not a float N×C×H×W image"
-    if len(static_shape(result) or ()) < 3 or not kinds[1].is_float:
-        return f"the output is {kinds[1]}, not a float map …×H×W"
+class NoMap(Exception):  # noqa: N818 - a refusal, not an error
+    """Why a model isn't from an image to a map."""
+
+
+def image_and_map(signature: Signature, image: str = "", result: str = "") -> tuple[str, str]:
+    """The names of a model's float image N×C×H×W and of its float map …×H×W.
+
+    Args:
+        signature: may have other inputs and outputs, too.
+        image: the input that is meant; if empty, the only one that is an image.
+        result: the output that is meant; if empty, the only one that is a map.
+
+    Raises:
+        NoMap: if there is none, or no telling which.
+    """
+    images = {name: _is_image(kind) for name, kind in signature.inputs.items()}
+    maps = {name: len(kind.fixed_shape or ()) >= 3 and kind.is_float
+            for name, kind in signature.outputs.items()}  # fmt: skip
+    return (
+        _chosen("input", image, signature.inputs, images, "a float N×C×H×W image"),
+        _chosen("output", result, signature.outputs, maps, "a float map …×H×W"),
+    )
+
+
+def _is_image(kind: TensorType) -> bool:
+    """Whether a type is float N×C×H×W; N×H×W×C shows by a last axis too short for columns."""
+    shape = kind.fixed_shape or ()
+    return len(shape) == 4 and kind.is_float and not shape[3] <= _COLOURS < shape[1]
+
+
+def not_image_to_map(network: Network, image: str, result: str) -> str | None:
+    """Why the map can't be replaced: there is no image or no map, or other outputs come from it."""
+    try:
+        _, sink = network.image_and_map(image, result)
+    except NoMap as reason:
+        return str(reason)
+    for reader in sink.outputs if len(network.outputs) > 1 else []:
+        return f"{reader.op} {reader.name!r} reads the output {sink.name!r}, for another output"
     return None
+
+
+def _chosen(
+    what: str, wanted: str, kinds: Mapping[str, TensorType], fits: Mapping[str, bool], form: str
+) -> str:
+    if wanted and wanted not in kinds:
+        raise NoMap(f"the model has no {what} {wanted!r}, but {', '.join(map(repr, kinds))}")
+    found = [name for name in ([wanted] if wanted else kinds) if fits[name]]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise NoMap(f"{' and '.join(map(repr, found))} are each {form}: {what}=NAME says which")
+    if len(kinds) == 1 or wanted:
+        name = wanted or next(iter(kinds))
+        raise NoMap(f"the {what} {f'{name!r} ' if wanted else ''}is {kinds[name]}, not {form}")
+    listed = ", ".join(f"{name!r} is {kind}" for name, kind in kinds.items())
+    raise NoMap(f"no {what} is {form}: {listed}")
 
 
 def node_made_by(graph: Graph, pass_name: str) -> str | None:

@@ -6,7 +6,7 @@ diffs and reproducers all work on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,6 +14,9 @@ import onnx
 
 from compiler.graph import Graph, Node, Tensor, export_node, producer_of, reads_of, sorted_nodes
 from compiler.weights import Array, Weight, is_float, onnx_type_of
+
+# Behind the name of a tensor of the old graph where the new region means another by that name.
+BEFORE = "/before"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,17 @@ class TensorType:
         return len(shape) == len(self.shape) and all(
             d == size for d, size in sizes if isinstance(d, int)
         )
+
+    def refined(self, other: TensorType | None) -> TensorType:
+        """The type with the sizes that only `other`, said of the same tensor, has as numbers."""
+        if other is None or other.shape is None or other.onnx_type != self.onnx_type:
+            return self
+        shape = self.shape or (None,) * len(other.shape)
+        if len(shape) != len(other.shape):
+            return self
+        sizes = zip(shape, other.shape, strict=True)
+        return TensorType(self.onnx_type, tuple(b if isinstance(b, int) and not isinstance(a, int)
+                                                else a for a, b in sizes))  # fmt: skip
 
     @property
     def is_float(self) -> bool:
@@ -116,6 +130,9 @@ def region_of(graph: Graph, nodes: Sequence[Node], outputs: Iterable[Tensor]) ->
                 constants[tensor.name] = weight
             elif tensor.name and id(tensor) not in made:
                 inputs[tensor.name] = TensorType.of(tensor)
+    outputs = list(outputs)
+    given = {tensor.name: graph.weight(tensor) for tensor in outputs}
+    constants |= {name: weight for name, weight in given.items() if weight is not None}
     return Region(
         tuple(export_node(node) for node in nodes if node.op != "Constant"),
         inputs,
@@ -134,19 +151,16 @@ def whole(graph: Graph) -> Region:
 
 
 def ancestors(
-    tensors: Iterable[Tensor], stop: set[int], within: set[int] | None = None
+    tensors: Iterable[Tensor], stop: set[int], reads: Callable[[Node], list[Tensor]] = reads_of
 ) -> list[Node]:
-    """The nodes that the tensors depend on, in any order.
-
-    Walks back to `stop` (ids of tensors), and only through the nodes `within` (ids) if given.
-    """
+    """The nodes that the tensors depend on, in any order, back to `stop` (ids of tensors)."""
     found: dict[int, Node] = {}
     pending = [tensor for tensor in tensors if id(tensor) not in stop]
     while pending:
         node = producer_of(pending.pop())
-        if node is not None and id(node) not in found and (within is None or id(node) in within):
+        if node is not None and id(node) not in found:
             found[id(node)] = node
-            pending += [t for t in reads_of(node) if id(t) not in stop]
+            pending += [t for t in reads(node) if id(t) not in stop]
     return list(found.values())
 
 
@@ -158,27 +172,35 @@ def cut_inputs(graph: Graph, nodes: Sequence[Node]) -> list[Tensor]:
 
 
 def shared_context(
-    graph: Graph, cut: Sequence[Tensor], within: set[int] | None = None
+    graph: Graph, cut: Sequence[Tensor], settled: Collection[str] = ()
 ) -> list[Node]:
     """The nodes that belong to both regions, so that the cut's inputs can be chosen freely.
 
     Where one cut tensor is computed from another or from constants alone (or is an integer that
     random values would make invalid), independent random values would compare the two regions on
-    inputs that cannot occur; the nodes behind it then become part of both regions. Only nodes
-    `within` (ids) are looked at, if given.
+    inputs that cannot occur; the nodes behind it then become part of both regions. The walk ends
+    at the tensors named in `settled`, whose values are known by other means, and at those of which
+    only the shape is asked: an input has its shape whatever its values are.
     """
     cut_ids = {id(tensor) for tensor in cut}
+    known = {id(t) for node in graph.nodes for t in node.outputs if t.name in settled}
     context: dict[int, Node] = {}
     for tensor in cut:
-        behind = ancestors([tensor], cut_ids - {id(tensor)}, within)
-        made = {id(t) for node in behind for t in node.outputs}
-        reads = [t for node in behind for t in reads_of(node)]
+        if id(tensor) in known:
+            continue
+        behind = ancestors([tensor], (cut_ids | known) - {id(tensor)}, _values_read)
+        made = {id(t) for node in behind for t in node.outputs} | known
+        reads = [t for node in behind for t in _values_read(node)]
         free = [t for t in reads if t.name and id(t) not in made and not graph.is_constant(t)]
         leaves = [t for t in free if id(t) not in cut_ids]
         is_random = tensor.dtype is None or is_float(onnx_type_of(tensor.dtype))
         if len(leaves) < len(free) or not leaves or not is_random:
             context |= {id(node): node for node in behind}
     return sorted_nodes(list(context.values()))
+
+
+def _values_read(node: Node) -> list[Tensor]:
+    return [] if node.op in ("Shape", "Size") else reads_of(node)
 
 
 def _value_infos(types: Mapping[str, TensorType]) -> list[onnx.ValueInfoProto]:

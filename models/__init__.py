@@ -5,6 +5,6 @@ Importing this package is cheap: torch and transformers are loaded when a model 
 
 from models.errors import ModelError
 from models.images import load_image, sample_image
-from models.sources import Source, resolve
+from models.sources import Source, resolve, resolve_module
 
-__all__ = ["ModelError", "Source", "load_image", "resolve", "sample_image"]
+__all__ = ["ModelError", "Source", "load_image", "resolve", "resolve_module", "sample_image"]

@@ -1,6 +1,7 @@
 """From a torch module to an ONNX file whose bytes depend on the model alone."""
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir
@@ -18,44 +19,62 @@ KEPT_METADATA = frozenset({"pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_h
 def export(
     module: nn.Module, path: Path, height: int, width: int, exporter: Exporter, opset: int
 ) -> None:
-    """Write `module` (1×3×H×W `image` -> 1×H×W `depth`) to `path`, weights to `path` + `.data`.
+    """Write `module` (1×3×H×W `image` -> 1×H×W `depth`) to `path`, weights to `path` + `.data`."""
+    image = torch.zeros(1, 3, height, width)
+    export_call(Call(module, ["image"], ["depth"], (image,)), path, exporter, opset)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a module, to be exported: by position, with names for the graph.
+
+    Without names of the outputs the exporter makes some up.
+    """
+
+    module: nn.Module
+    input_names: list[str]
+    output_names: list[str] | None
+    arguments: tuple[torch.Tensor, ...]
+
+
+def export_call(call: Call, path: Path, exporter: Exporter, opset: int) -> None:
+    """Write the graph of a call to `path`, its weights to `path` + `.data`.
 
     Weights always lie beside the graph, so that models beyond protobuf's 2 GB need no second way.
     """
-    image = torch.zeros(1, 3, height, width)
     with quiet(), torch.no_grad():
         if exporter == "dynamo":
-            _save(_export_dynamo(module, image, opset), path)
+            _save(_export_dynamo(call, opset), path)
         else:
             # The exporter scatters models beyond 2 GB over hundreds of files: gathered again below.
             with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-                _export_torchscript(module, image, Path(scratch) / path.name, opset)
+                _export_torchscript(call, Path(scratch) / path.name, opset)
                 _save(onnx_ir.load(Path(scratch) / path.name), path)
 
 
-def _export_dynamo(module: nn.Module, image: torch.Tensor, opset: int) -> onnx_ir.Model:
+def _export_dynamo(call: Call, opset: int) -> onnx_ir.Model:
     program = torch.onnx.export(
-        module,
-        (image,),
+        call.module,
+        call.arguments,
         dynamo=True,
         opset_version=opset,
-        input_names=["image"],
-        output_names=["depth"],
+        input_names=call.input_names,
+        output_names=call.output_names,
         verbose=False,
     )
     assert program is not None, "the dynamo exporter returns a program when it is given no path"
     return program.model
 
 
-def _export_torchscript(module: nn.Module, image: torch.Tensor, path: Path, opset: int) -> None:
+def _export_torchscript(call: Call, path: Path, opset: int) -> None:
     torch.onnx.export(
-        module,
-        (image,),
+        call.module,
+        call.arguments,
         str(path),
         dynamo=False,
         opset_version=opset,
-        input_names=["image"],
-        output_names=["depth"],
+        input_names=call.input_names,
+        output_names=call.output_names,
     )
 
 

@@ -1,11 +1,11 @@
-"""From what a user types to a model that can be written as ONNX.
+"""From what a user types, or a module that a user has, to a model that can be written as ONNX.
 
 `resolve` decides what is meant and refuses what cannot work, without loading torch; `Source.write`
 does the work.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,11 +43,13 @@ class Source:
     notices: tuple[str, ...]
     """What the user should be told, one line each."""
     _write: Callable[[Path], Path] = field(repr=False, compare=False)
+    is_onnx: bool = False
+    """Whether it is the user's own ONNX file, which is read and not exported."""
 
     def write(self, folder: Path) -> Path:
         """Put an ONNX model into `folder` and return its path.
 
-        For an `.onnx` file this is the user's own path, and nothing is copied.
+        For a user's own ONNX file this is its path, and nothing is copied.
         """
         return self._write(folder)
 
@@ -62,8 +64,8 @@ def resolve(
 ) -> Source:
     """Decide what `model` means.
 
-    model     a name of the family (`dav2-small-metric-indoor`), or a path to an `.onnx` file or
-              to an official `.pth` checkpoint
+    model     a name of the family (`dav2-small-metric-indoor`), or a path to an `.onnx` file, to a
+              folder that holds one (and its external data), or to an official `.pth` checkpoint
     size      image size in pixels, multiples of 14: `350`, or height×width as `392x518`; 518
     weights   `auto`, `twin:SEED`, a `.pth` file, a Hugging Face folder or id
     exporter  which of PyTorch's two exporters writes the graph, at `opset` (18; torchscript: 17)
@@ -71,8 +73,14 @@ def resolve(
     Raises ModelError.
     """
     suffix = Path(model).suffix.lower()
-    if suffix == ".onnx":
-        return _onnx_file(model, size, weights, opset)
+    if suffix == ".onnx" and not Path(model).is_dir():
+        _refuse_options(model, size, weights, opset)
+        path = _existing(model)
+        return Source(path.stem, model, (), lambda folder: path, is_onnx=True)
+    if model not in VARIANTS and Path(model).is_dir():
+        _refuse_options(model, size, weights, opset)
+        inside = _model_in_folder(Path(model))
+        return Source(inside.parent.name, str(inside), (), lambda folder: inside, is_onnx=True)
     if suffix == ".pth":
         if weights != "auto":
             raise ModelError(f"{model} holds its own weights: drop --weights {weights}")
@@ -98,14 +106,56 @@ def resolve(
     )
 
 
-def _onnx_file(model: str, size: str | None, weights: str, opset: int | None) -> Source:
+def resolve_module(
+    module: Any,
+    inputs: Mapping[str, Any] | None,
+    *,
+    exporter: Exporter = "dynamo",
+    opset: int | None = None,
+) -> Source:
+    """Decide how a `torch.nn.Module` is exported: called with example inputs by name.
+
+    Inputs named like arguments of `forward` go there, with other names they go by position; the
+    names are those of the ONNX model's inputs, the shapes its shapes. Raises ModelError.
+    """
+    from torch import nn
+
+    from models.modules import call_of, write_module
+
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            f"a model is a name, a path or a torch.nn.Module, not a {type(module).__name__}"
+        )
+    call = call_of(module, inputs or {})
+    opset = choose_opset(exporter, opset)
+    write = partial(write_module, call=call, exporter=exporter, opset=opset)
+    return Source(type(module).__name__, "the module's own", (), write)
+
+
+def _refuse_options(model: str, size: str | None, weights: str, opset: int | None) -> None:
     for option, given in (("--size", size), ("--opset", opset)):
         if given is not None:
             raise ModelError(f"{option} does not apply to {model}: an ONNX file has its own")
     if weights != "auto":
         raise ModelError(f"--weights does not apply to {model}: an ONNX file has its own")
-    path = _existing(model)
-    return Source(path.stem, model, (), lambda folder: path)
+
+
+def _model_in_folder(folder: Path) -> Path:
+    """The one `.onnx` file of a folder; its external data is found beside it when it is read."""
+    if (folder / "build.json").exists():
+        raise ModelError(
+            f"{folder} is a build's folder: to go on from it build {folder / 'model.onnx'}"
+        )
+    found = sorted(path.name for path in folder.iterdir() if path.suffix.lower() == ".onnx")
+    if not found:
+        raise ModelError(f"the folder {folder} holds no .onnx file; give a folder that holds one")
+    if len(found) > 1:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise ModelError(
+            f"the folder {folder} holds {len(found)} .onnx files, give one of them: "
+            f"{', '.join(found[:5])}{more}"
+        )
+    return folder.resolve() / found[0]
 
 
 def _existing(model: str) -> Path:

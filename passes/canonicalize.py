@@ -24,27 +24,55 @@ from compiler.graph import Graph, Node, Tensor, static_shape
 from compiler.rewrite import GraphPass
 from compiler.weights import EMBED_BELOW_NBYTES, is_float, onnx_type_of
 
+# Each round makes the graph smaller; real exports take one or two.
+MAX_ROUNDS = 8
+
 
 @dataclass(frozen=True)
 class Canonicalize(GraphPass):
     """See the module."""
 
     def simplified(self, graph: Graph) -> Graph:
-        """Folds and drops, twice around onnxsim: each uncovers work for the other."""
-        result = graph.copy()
-        _fold(result)
-        result = _through_onnxsim(result)
-        _fold(result)
+        """Folds and drops, around onnxsim, until nothing is left: each uncovers work."""
+        result = _settled(graph.copy())
+        for _ in range(MAX_ROUNDS):
+            before = _wiring(result)
+            result = _through_onnxsim(result)
+            is_done = not _fold(result) and _is_static(result)
+            if is_done or _wiring(result) == before:
+                break
         return result
 
 
-def _fold(graph: Graph) -> None:
+def _wiring(graph: Graph) -> list[tuple[str, ...]]:
+    return [(node.op, *(t.name for t in [*node.inputs, *node.outputs])) for node in graph.nodes]
+
+
+def _is_static(graph: Graph) -> bool:
+    """Whether every shape is known, so that one more look would see nothing new."""
+    return all(static_shape(t) is not None for node in graph.nodes for t in node.outputs if t.name)
+
+
+def _settled(graph: Graph) -> Graph:
+    """Folds constants, and again with the shapes that this makes known, until none is new."""
+    for _ in range(MAX_ROUNDS):
+        if not _fold(graph) or _is_static(graph):
+            break
+        held = {t.name: t._values for t in graph.constants() if _is_held(t)}
+        graph = Graph(graph.to_model(stubs=held), graph.folder, held)
+    return graph
+
+
+def _fold(graph: Graph) -> bool:
+    """Folds constants, drops what does nothing or is not needed; whether there was anything."""
+    count = len(graph.nodes)
     fold_constants(graph)
     for node in list(graph.nodes):
         source = _same_as(graph, node)
         if source is not None and not graph.is_output(node.outputs[0]):
             _bypass(node, source)
     _drop_dead(graph)
+    return len(graph.nodes) < count
 
 
 def _same_as(graph: Graph, node: Node) -> Tensor | None:
@@ -92,9 +120,13 @@ def _through_onnxsim(graph: Graph) -> Graph:
     stubs = [tensor for tensor in model.graph.initializer if tensor.name in held]
     visible = [tensor for tensor in model.graph.initializer if tensor.name not in held]
     stand_ins = [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in stubs]
+    declared = model.graph.output
     model, _ = onnxsim.simplify(_with(model, visible, [*model.graph.input, *stand_ins]))
     inputs = [value for value in model.graph.input if value.name not in held]
     model = _with(model, [*model.graph.initializer, *stubs], inputs)
+    # A size that only onnxsim knows is no one's promise; `Graph` infers what the model itself says.
+    del model.graph.output[:], model.graph.value_info[:]
+    model.graph.output.extend(declared)
     result = Graph(model, graph.folder, held)
     _restore_metadata(result, graph)
     return result

@@ -4,7 +4,9 @@
     image[1×3×H×W] → Resize → network → Reshape → Resize → map[1×1×H×W]
 
 Both resizes are bilinear with aligned corners: output sample i of n lies at i·(m-1)/(n-1) of the m
-input samples, at 0 if n = 1. There is no antialiasing. `insert_resize:height=480:width=640`.
+input samples, at 0 if n = 1. There is no antialiasing. `insert_resize:height=480:width=640`. Other
+inputs and outputs stay as they are; where several are images or maps, `input=NAME:output=NAME` says
+which.
 
 Contract: declared.
 """
@@ -18,7 +20,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from compiler.graph import Graph, Shape, Tensor
-from compiler.network import Network, not_image_to_map, whole_network
+from compiler.network import Network, image_and_map, not_image_to_map, whole_network
 from compiler.rewrite import (
     Builder,
     DeclaredPass,
@@ -36,30 +38,33 @@ class InsertResize(DeclaredPass[Network]):
 
     height: int
     width: int
+    input: str = ""
+    output: str = ""
 
     def match(self, graph: Graph) -> Iterator[Network]:
         """The model."""
         yield from whole_network(graph)
 
     def guard(self, graph: Graph, match: Network) -> str | None:
-        """Refuses anything but one float image in and one map out, and a model of that size."""
+        """Refuses what has no float image or no map, or several, and a model of that size."""
         if min(self.height, self.width) < 1:
             return f"height={self.height}:width={self.width} is not a size"
         if graph.opset < 11:
             return f"opset {graph.opset} has no Resize with align_corners (11 and later do)"
-        fault = not_image_to_map(match)
+        fault = not_image_to_map(match, self.input, self.output)
         if fault:
             return fault
-        image, result = match.inputs[0].shape, match.outputs[0].shape
+        tensors = match.image_and_map(self.input, self.output)
+        image, result = (tuple(tensor.shape) for tensor in tensors)
         if len(result) > 4 or (len(result) == 4 and result[1] != 1):
-            return f"the output is {TensorType.of(match.outputs[0])}, not N×H×W or N×1×H×W"
-        if tuple(image[2:]) == tuple(result[-2:]) == (self.height, self.width):
+            return f"the output is {TensorType.of(tensors[1])}, not N×H×W or N×1×H×W"
+        if image[2:] == result[-2:] == (self.height, self.width):
             return f"the model already takes and returns {self.height}×{self.width}"
         return None
 
     def rewrite(self, graph: Graph, match: Network) -> Replacement:
         """Puts one Resize before and one after."""
-        (image,), (result,) = match.inputs, match.outputs
+        image, result = match.image_and_map(self.input, self.output)
         builder = Builder(graph, self.name)
         whole = builder.new_input(image, (*image.shape[:2], self.height, self.width))
         resized = _resize(graph, builder, whole, tuple(image.shape))
@@ -75,11 +80,11 @@ class InsertResize(DeclaredPass[Network]):
         self, f: Function, inputs: Mapping[str, Float64], before: Signature
     ) -> dict[str, Float64]:
         """bilinear(f(bilinear(image)))."""
-        ((name, kind),) = before.inputs.items()
-        height, width = (d for d in (kind.shape or ())[2:] if isinstance(d, int))
-        ((output, result),) = f({name: _bilinear(inputs[name], height, width)}).items()
-        planes = result.reshape(len(result), 1, *result.shape[-2:])
-        return {output: _bilinear(planes, self.height, self.width)}
+        name, output = image_and_map(before, self.input, self.output)
+        height, width = (d for d in (before.inputs[name].shape or ())[2:] if isinstance(d, int))
+        results = f({**inputs, name: _bilinear(inputs[name], height, width)})
+        planes = results[output].reshape(len(results[output]), 1, *results[output].shape[-2:])
+        return {**results, output: _bilinear(planes, self.height, self.width)}
 
 
 def _resize(graph: Graph, builder: Builder, tensor: Tensor, shape: Shape) -> Tensor:

@@ -22,7 +22,7 @@ from compiler.pipeline import pass_class
 from compiler.rewrite import Builder, Copy, Replacement
 from compiler.slicing import Slicer, Take
 from compiler.weights import NewWeight
-from passes import fold_norm, split_heads
+from passes import fold_norm, split_heads, split_queries
 from passes.canonicalize import Canonicalize
 
 # The attention, of the four, that a fault is planted in; rewrites are counted from 0.
@@ -264,12 +264,14 @@ def bias_dropped_in_head(tensor_of: Callable[[Head], Any]) -> Callable[[list[Hea
 
 
 def interleaved(match: split_heads.Attention, first: int, count: int) -> Take:
-    return Take(match.axis, first, match.heads * match.block, match.heads)
+    heads = match.heads
+    return Take(heads.merged_axis, first, heads.count * heads.block, heads.count)
 
 
 def relabelled(match: split_heads.Attention, first: int, count: int) -> Take:
-    other = (first + 2) % match.heads
-    return Take(match.axis, other * match.block, (other + count) * match.block)
+    heads = match.heads
+    other = (first + 2) % heads.count
+    return Take(heads.merged_axis, other * heads.block, (other + count) * heads.block)
 
 
 ATTENTION = [
@@ -307,6 +309,40 @@ EQUIVALENT = [
         "split_heads",
         in_heads(bias_dropped_in_head(lambda head: head.key)),
     ),
+]
+
+# -- tiles of queries ------------------------------------------------------------------------------
+
+
+def in_tiles(corrupt: Callable[[list[Take]], list[Take]]) -> Plant:
+    """Replaces the slices of the result that the tiles are taken to be, of the same sizes."""
+    honest = split_queries.Queries.takes
+
+    def takes(match: split_queries.Queries, tile: int) -> list[Take]:
+        return corrupt(honest(match, tile))
+
+    return lambda monkeypatch: monkeypatch.setattr(split_queries.Queries, "takes", takes)
+
+
+def moved(take: Take, by: int) -> Take:
+    return replace(take, start=take.start + by, stop=take.stop + by)
+
+
+def scores_of_tile_0(_: Graph, proposal: Replacement) -> None:
+    """The second tile attends with the scores of the first."""
+    merge = producer_of(proposal.outputs[0][1])
+    one, two = (producer_of(producer_of(part).inputs[0]) for part in merge.inputs[:2])
+    two.inputs[0] = one.inputs[0]
+
+
+QUERIES = [
+    Mutant(name, "split_queries:tile=4", plant)
+    for name, plant in {
+        "tiles overlap": in_tiles(lambda takes: [takes[0], moved(takes[1], -1), *takes[2:]]),
+        "tiles one off": in_tiles(lambda takes: [*(moved(t, 1) for t in takes[:-1]), takes[-1]]),
+        "tiles swapped": in_tiles(lambda takes: [takes[1], takes[0], *takes[2:]]),
+        "scores of tile 0 for tile 1": in_replacement("split_queries", scores_of_tile_0, FAULTY),
+    }.items()
 ]
 
 # -- the rest of the network, through canonicalize -------------------------------------------------
@@ -558,7 +594,7 @@ EDITS = [
     }.items()
 ]
 
-WRONG = [*ATTENTION, *NETWORK, *FOLD, *RESIZE, *FLIP, *RANGE, *EDITS]
+WRONG = [*ATTENTION, *QUERIES, *NETWORK, *FOLD, *RESIZE, *FLIP, *RANGE, *EDITS]
 
 
 def pipelines() -> Iterator[str]:

@@ -4,6 +4,7 @@ import pytest
 
 from compiler.components import changed_components
 from compiler.graph import PASS_KEY, REWRITE_KEY, SOURCES_KEY, Graph
+from compiler.region import whole
 from compiler.verify.proof import prove
 from compiler.weights import NewWeight
 from passes.canonicalize import Canonicalize
@@ -150,3 +151,43 @@ def test_what_a_branch_captures_is_compared(graph_of):
                             else_branch = e () => (float[4] v) { v = Abs(a) }> }"""
     assert changed_components(graph_of(text), graph_of(text), "canonicalize") == []
     assert statuses(*changed(graph_of, [("3, 4}", "3, 5}")], text)) == ["UNVERIFIED"]
+
+
+EQUAL_BY_THEIR_ORIGIN = """g (float[2,3] x) => (float[2,3] y, float[2,3] z)
+<float one = {1}, float[3,3] w> { a = MatMul(x, w) b = Mul(a, one) c = Relu(b) y = Neg(c)
+  d = MatMul(x, w) e = Relu(d) z = Exp(e) }"""
+
+
+@pytest.mark.parametrize(("takes", "found"), [("c", {"pass"}), ("a", {"pass", "fail"})])
+def test_a_tensor_of_another_change_keeps_what_it_is(graph_of, takes, found):
+    """z may read c, which is e by where both come from, and which has changed itself."""
+    new = EQUAL_BY_THEIR_ORIGIN.replace("b = Mul(a, one) c = Relu(b)", "c = Relu(a)")
+    new = new.replace("d = MatMul(x, w) e = Relu(d) z = Exp(e)", f"z = Exp({takes})")
+    before, after = graph_of(EQUAL_BY_THEIR_ORIGIN), graph_of(new)
+    assert set(statuses(before, after)) == found
+
+
+def test_what_is_made_anew_is_not_what_the_context_knows(graph_of):
+    """r is old(a); the new a must not take its place, and a wrong one is seen."""
+    text = """g (float[3] x) => (float[3] y) <float[3] w, float one = {1}>
+    { k = Mul(x, one) a = Add(k, w) r = Abs(a) p = Mul(k, r) y = Sub(p, a) }"""
+    for sign, found in {"Add": ["pass"], "Sub": ["fail"]}.items():
+        new = text.replace("k = Mul(x, one) a = Add(k, w)", f"a = {sign}(x, w)")
+        assert statuses(graph_of(text), graph_of(new.replace("Mul(k, r)", "Mul(x, r)"))) == found
+
+
+def test_an_output_that_is_a_constant_is_in_its_region(graph_of):
+    graph = graph_of("g (float[3] x) => (float[3] y, float[3] w) <float[3] w> { y = Relu(x) }")
+    assert list(whole(graph).constants) == ["w"]
+
+
+SIZES = """g (float[n,4] x) => (float[n,4] y) <float one = {1}, int64 zero = {0}>
+{ a = Mul(x, one) s = Shape(a) e = Exp(a) f = Reshape(e, s) y = Softmax(f) }"""
+
+
+def test_a_tensor_whose_shape_alone_is_asked_for_is_free(graph_of):
+    """The nodes between it and the rest of the cut are no part of the proof."""
+    after = graph_of(SIZES.replace("f = Reshape(e, s) y = Softmax(f)", "y = Softmax(e)"))
+    (rewrite,) = changed_components(graph_of(SIZES), after, "canonicalize")
+    assert [node.op_type for node in rewrite.old.nodes] == ["Shape", "Reshape", "Softmax"]
+    assert prove(rewrite, Canonicalize()).status == "pass"

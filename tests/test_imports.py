@@ -12,6 +12,7 @@ HEAVY = {"torch", "onnx", "onnxruntime", "onnxsim", "onnx_graphsurgeon", "transf
 OURS = {"compiler", "models", "passes", "tools", "tests"}
 # What a pass may know: the graph and how to rewrite it.
 GRAPH_LAYER = {
+    "compiler.attention",
     "compiler.batching",
     "compiler.folding",
     "compiler.graph",
@@ -19,7 +20,12 @@ GRAPH_LAYER = {
     "compiler.opsets",
     "compiler.region",
     "compiler.rewrite",
+    "compiler.shapes",
     "compiler.slicing",
+    "compiler.slicing_compute",
+    "compiler.slicing_moves",
+    "compiler.slicing_rule",
+    "compiler.take",
     "compiler.weights",
 }
 

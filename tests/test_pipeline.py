@@ -67,9 +67,14 @@ def test_text_round_trips(text):
 
 @pytest.mark.parametrize(
     ("short", "long"),
-    [("for_target:aihub", "for_target:target=aihub"), ("fold_norm:conv", "fold_norm:into=conv")],
+    [
+        ("for_target:aihub", "for_target:target=aihub"),
+        ("fold_norm:conv", "fold_norm:into=conv"),
+        ("flip_average:batch:input=x", "flip_average:mode=batch:input=x"),
+        ("split_heads:sum:group=2", "split_heads:merge=sum:group=2"),
+    ],
 )
-def test_a_single_option_needs_no_name(short, long):
+def test_a_single_option_and_a_choice_need_no_name(short, long):
     assert parse_pipeline(short) == parse_pipeline(long)
 
 

@@ -107,17 +107,20 @@ def left_alone(graph: Graph, take: Take) -> Pulled:
 # -- element by element ----------------------------------------------------------------------------
 
 UNARY = """
-    Abs Ceil Cos Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Mish Neg Relu
-    Round Selu Sigmoid Sign Sin Softplus Softsign Tan Tanh
+    Abs Asinh Atan Ceil Celu Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity
+    LeakyRelu Mish Neg Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Swish Tan Tanh
+    ThresholdedRelu
     """
-BINARY = "Add Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mul Sub Sum"
+BINARY = "Add Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mul Sub Sum"
 ON_POSITIVE = {"Log": "Log(p)", "Sqrt": "Sqrt(p)", "Reciprocal": "Reciprocal(p)",
-               "Pow": "Pow(p, b)", "Mod": "Mod<fmod=1>(p, q)"}  # fmt: skip
+               "Pow": "Pow(p, b)", "Mod": "Mod<fmod=1>(p, q)", "Acosh": "Acosh(p)",
+               "Acos": "Acos(t)", "Asin": "Asin(t)", "Atanh": "Atanh(t)"}  # fmt: skip
 LOGICAL = {"And": "And(c, d)", "Or": "Or(c, d)", "Xor": "Xor(c, d)", "Not": "Not(c)"}
 OTHERS = {
     "Cast": "Cast<to=6>(a)",
     "IsInf": "IsInf(a)",
     "IsNaN": "IsNaN(a)",
+    "PRelu": "PRelu(s, b)",
     "Clip": "Clip(a, low, high)",
     "Where": "Where(c, a, b)",
 }
@@ -139,7 +142,9 @@ def test_elementwise(graph_of, op, data):
     graph = graph_of(
         f"""g (float{text(a)} a, float{text(b)} b, bool{text(c)} c, bool{text(b)} d) => (y)
         <float low = {{-0.5}}, float high = {{0.5}}, float one = {{1}}>
-        {{ pa = Abs(a) p = Add(pa, one) pb = Abs(b) q = Add(pb, one) y = {ELEMENTWISE[op]} }}"""
+        {{ pa = Abs(a) p = Add(pa, one) pb = Abs(b) q = Add(pb, one)
+           ra = Tanh(a) t = Mul(ra, low) s = Add(a, b) y = {ELEMENTWISE[op]} }}""",
+        24 if op == "Swish" else 20,
     )
     y = static_shape(graph.ir.tensors()["y"])
     assume(len(y) > 0)
@@ -231,25 +236,235 @@ def test_gemm(graph_of, data):
     take = data.draw(takes((n, m)))
     if take.is_whole((n, m)[take.axis]):
         return
-    if take.axis == 1 and not take.drop:
+    if not take.drop and (take.axis == 1 or not constant):
         by_rule(graph, take)
     else:
         left_alone(graph, take)
 
 
-@given(take=takes((2, 6, 3, 2)), bias=st.booleans(), group=st.sampled_from([1, 2]))
+@given(take=takes((2, 6, 3, 2)), bias=st.booleans(), group=st.sampled_from([1, 2, 3, 6]))
 @EXAMPLES
 def test_conv(graph_of, take, bias, group):
     graph = graph_of(
-        f"""g (float[2,4,5,4] a) => (y) <float[6,{4 // group},3,3] w, float[6] b>
+        f"""g (float[2,6,5,4] a) => (y) <float[6,{6 // group},3,3] w, float[6] b>
         {{ y = Conv<group={group}, pads=[1,0,0,0], strides=[2,1]>(a, w{", b" if bias else ""}) }}"""
     )
     assume(not take.is_whole((2, 6, 2, 2)[take.axis]))
     assume(take.axis < 2)
-    if take.axis == 1 and not take.drop and group == 1:
-        assert by_rule(graph, take).ops == ["Conv"]
+    width = 6 // group
+    in_groups = take.step == 1 and take.start % width == take.stop % width == 0
+    if take.axis == 1 and not take.drop and (group == 1 or in_groups):
+        assert set(by_rule(graph, take).ops) <= {"Conv", "Slice"}
     else:
         left_alone(graph, take)
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_einsum(graph_of, data):
+    """Labels of one operand, of both, contracted; sizes collide."""
+    size = {label: data.draw(DIM) for label in "bhqkd"}
+    equation = data.draw(
+        st.sampled_from(["bhqd,bhkd->bhqk", "bqhd,bkhd->bhqk", "bhqk,bkhd->bqhd", "bhqd,qkd->bhqk"])
+    )
+    terms, _, result = equation.partition("->")
+    a, b = (tuple(size[label] for label in term) for term in terms.split(","))
+    graph = graph_of(
+        f"""g (float{text(a)} a, float{text(b)} b) => (y)
+        {{ y = Einsum<equation="{equation}">(a, b) }}"""
+    )
+    by_rule(graph, data.draw(takes(tuple(size[label] for label in result))))
+
+
+@pytest.mark.parametrize("equation", ["...ij,...jk->...ik", "ii,ij->ij", "ij,jk"])
+def test_einsum_of_other_kinds_is_left_alone(graph_of, equation):
+    graph = graph_of(
+        f"""g (float[3,3] a, float[3,3] b) => (y) {{ y = Einsum<equation="{equation}">(a, b) }}"""
+    )
+    left_alone(graph, Take(0, 1, 2))
+
+
+def test_a_projection_by_einsum(graph_of):
+    """Heads slice the weights; tokens stay together, as in a MatMul."""
+    graph = graph_of(
+        """g (float[2,5,6] x) => (y) <float[6,4,3] w>
+        { y = Einsum<equation="bnc, chd -> bnhd">(x, w) }"""
+    )
+    pulled = by_rule(graph, Take(2, 1, 2, drop=True))
+    assert (pulled.ops, pulled.left) == (["Einsum"], [])
+    left_alone(graph, Take(1, 1, 3))
+
+
+TABLES = {
+    "Einsum": 'Einsum<equation="hnd,nkd->hnk">(q, table)',
+    "MatMul": "MatMul(q, matrix)",
+}
+
+
+@pytest.mark.parametrize("op", TABLES)
+def test_what_comes_down_to_weights_is_multiplied_by_a_table_head_by_head(graph_of, op):
+    """Tokens stay together in a projection; a head that was projected is sliced before a table."""
+    graph = graph_of(
+        f"""g (float[5,8] x) => (y) <float[8,12] w, float[12] b, float[5,7,3] table,
+            float[3,7] matrix, int64[3] apart = {{5, 4, 3}}>
+        {{ p = MatMul(x, w) z = Add(p, b) r = Reshape(z, apart)
+           q = Transpose<perm=[1,0,2]>(r) y = {TABLES[op]} }}"""
+    )
+    pulled = by_rule(graph, Take(0, 1, 2, drop=True))
+    assert (pulled.left, "Add" in pulled.ops) == ([], True)
+    assert "Slice" in Pulled(graph, Take(1, 0, 2)).check().ops
+
+
+# -- reductions, norms, pools ----------------------------------------------------------------------
+
+REDUCTIONS = {
+    "ReduceSum": 13, "ReduceMean": 18, "ReduceMax": 18, "ReduceMin": 18, "ReduceProd": 18,
+    "ReduceL1": 18, "ReduceL2": 18, "ReduceLogSum": 18, "ReduceLogSumExp": 18,
+    "ReduceSumSquare": 18,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", REDUCTIONS)
+@given(data=st.data())
+@settings(max_examples=15)
+def test_reduce(graph_of, op, data):
+    shape = data.draw(shapes(2, 4))
+    rank = len(shape)
+    axes = data.draw(st.permutations(range(rank)))[: data.draw(st.integers(1, rank - 1))]
+    keeps = data.draw(st.booleans())
+    written = [axis - data.draw(st.sampled_from([0, rank])) for axis in axes]
+    listed = ", ".join(map(str, written))
+    opset = data.draw(st.sampled_from([REDUCTIONS[op] - 1, 20]))
+    if opset == 20:
+        constant, call = f"<int64[{len(axes)}] axes = {{{listed}}}>", f"<keepdims={int(keeps)}>"
+    else:
+        constant, call = "", f"<keepdims={int(keeps)}, axes=[{listed}]>"
+    names = "p, axes" if constant else "p"
+    graph = graph_of(
+        f"g (float{text(shape)} a) => (y) {constant} {{ p = Abs(a) y = {op}{call}({names}) }}",
+        opset,
+    )
+    y = static_shape(graph.ir.tensors()["y"])
+    stay = [axis for axis in range(rank) if keeps or axis not in axes]
+    own = [k for k, axis in enumerate(stay) if axis not in axes]
+    by_rule(graph, data.draw(takes(y, own)))
+
+
+@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+@given(data=st.data())
+@settings(max_examples=15)
+def test_arg_max(graph_of, op, data):
+    shape = data.draw(shapes(2, 4))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    graph = graph_of(f"g (float{text(shape)} a) => (y) {{ y = {op}<axis={axis}>(a) }}")
+    own = [k for k in range(len(shape)) if k != axis % len(shape)]
+    by_rule(graph, data.draw(takes(static_shape(graph.ir.tensors()["y"]), own)))
+
+
+def test_a_reduction_of_everything_is_left_alone(graph_of):
+    graph = graph_of("g (float[2,3] a) => (y) { y = ReduceMean(a) }")
+    left_alone(graph, Take(0, 0, 1, drop=True))
+    none = graph_of("g (float[2,3] a) => (y) { y = ReduceSum<noop_with_empty_axes=1>(a) }")
+    left_alone(none, Take(0, 0, 1))
+
+
+def test_a_softmax_taken_apart(graph_of):
+    graph = graph_of(
+        """g (float[2,3,4] a) => (y) <int64[1] last = {-1}>
+        { m = ReduceMax(a, last) d = Sub(a, m) e = Exp(d) t = ReduceSum(e, last) y = Div(e, t) }"""
+    )
+    pulled = by_rule(graph, Take(0, 1, 2, drop=True))
+    assert sorted(pulled.ops) == ["Div", "Exp", "Gather", "ReduceMax", "ReduceSum", "Sub"]
+
+
+CHANNELS = {
+    "BatchNormalization": "BatchNormalization(a, g, g, g, p)",
+    "InstanceNormalization": "InstanceNormalization(a, g, g)",
+    "GroupNormalization": "GroupNormalization<num_groups=2>(a, g, g)",
+    "AveragePool": "AveragePool<kernel_shape=[2,2]>(a)",
+    "MaxPool": "MaxPool<kernel_shape=[2,2], strides=[2,1]>(a)",
+    "GlobalAveragePool": "GlobalAveragePool(a)",
+}
+
+
+@pytest.mark.parametrize("op", CHANNELS)
+@given(take=takes((2, 6, 3, 2), (0, 1)))
+@settings(max_examples=20)
+def test_images_and_channels(graph_of, op, take):
+    shape = "float[2,6,4,3]" if op == "GroupNormalization" else ""  # inference knows none
+    graph = graph_of(
+        f"""g (float[2,6,4,3] a) => ({shape} y) <float[6] g, float[6] v, float half = {{0.5}}>
+        {{ w = Abs(v) p = Add(w, half) y = {CHANNELS[op]} }}""",
+        21,
+    )
+    assume(not take.is_whole((2, 6)[take.axis]))
+    if take.drop or (op == "GroupNormalization" and take.axis == 1):
+        left_alone(graph, take)
+    else:
+        by_rule(graph, take)
+
+
+# -- attention -------------------------------------------------------------------------------------
+
+
+def attention(draw, packed: bool) -> tuple[str, dict[str, int]]:
+    """An Attention of opset 23 with any mask, and what its heads and tokens are."""
+    few, repeats = draw(st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 1)]))
+    b, n, m, d, e = (draw(st.sampled_from([1, 2, 3])) for _ in range(5))
+    h = few * repeats
+    forms = [((b, h, n, d), (b, n, h * d)), ((b, few, m, d), (b, m, few * d)),
+             ((b, few, m, e), (b, m, few * e))]  # fmt: skip
+    q, k, v = (form[packed] for form in forms)
+    scores = (b, h, n, m)
+    mask = draw(st.sampled_from([None, (n, m), operand(draw, scores)]))
+    mask = None if mask is None or len(mask) < 2 or mask[-1] != m else mask
+    kind = draw(st.sampled_from(["float", "bool"]))
+    inputs = f"float{text(q)} q, float{text(k)} k, float{text(v)} v"
+    inputs += "" if mask is None else f", {kind}{text(mask)} mask"
+    attributes = [f"q_num_heads={h}, kv_num_heads={few}"] if packed else []
+    attributes += draw(st.sampled_from([[], ["scale=0.3"]]))
+    attributes += draw(st.sampled_from([[], ["softcap=2.0"]])) if mask is None else []
+    names = "q, k, v" if mask is None else "q, k, v, mask"
+    call = f"Attention<{', '.join(attributes)}>({names})" if attributes else f"Attention({names})"
+    return f"g ({inputs}) => (y) {{ y = {call} }}", {"h": h, "g": repeats, "e": e, "n": n}
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["three axes", "four axes"])
+@given(data=st.data())
+@settings(max_examples=80)
+def test_attention(graph_of, packed, data):
+    body, size = attention(data.draw, packed)
+    graph = graph_of(body, 23)
+    y = static_shape(graph.ir.tensors()["y"])
+    take = data.draw(takes(y, (0, 1, 2)))
+    assume(not take.is_whole(y[take.axis]))
+    block = size["e"] if packed else 1
+    if take.axis == (2 if packed else 1):
+        first, last = take.start // block, (take.stop - 1) // block + 1
+        whole = take.step == 1 and take.start % block == take.stop % block == 0
+        shares = first % size["g"] == last % size["g"] == 0
+        shares = shares or first // size["g"] == (last - 1) // size["g"]
+        is_ours = whole and shares
+    else:
+        is_ours = True
+    (by_rule if is_ours else left_alone)(graph, take)
+
+
+def test_attention_that_sees_by_position_keeps_its_queries(graph_of):
+    inputs = "float[1,2,4,3] q, float[1,2,4,3] k, float[1,2,4,3] v"
+    graph = graph_of(f"g ({inputs}) => (y) {{ y = Attention<is_causal=1>(q, k, v) }}", 23)
+    left_alone(graph, Take(2, 1, 3))
+    by_rule(graph, Take(1, 1, 2))
+
+
+def test_attention_with_a_cache_is_left_alone(graph_of):
+    shape = "float[1,2,4,3]"
+    graph = graph_of(
+        f"g ({shape} q, {shape} k, {shape} v, {shape} pk, {shape} pv) => (y, nk, nv) "
+        "{ y, nk, nv = Attention(q, k, v, , pk, pv) }",
+        23,
+    )
+    left_alone(graph, Take(1, 1, 2))
 
 
 # -- along an axis ---------------------------------------------------------------------------------
@@ -413,12 +628,27 @@ def _bounds(draw, length: int) -> tuple[int, int, int]:
 
 
 def test_slice_backwards_is_left_alone(graph_of):
+    """Along its own axis; another one passes."""
     graph = graph_of(
         """g (float[4,3] a) => (y)
         <int64[1] s = {-1}, int64[1] e = {-9}, int64[1] ax = {0}, int64[1] st = {-1}>
         { y = Slice(a, s, e, ax, st) }"""
     )
-    left_alone(graph, Take(1, 0, 2))
+    left_alone(graph, Take(0, 0, 2))
+    by_rule(graph, Take(1, 0, 2))
+    by_rule(graph, Take(1, 1, 2, drop=True))
+
+
+def test_slice_with_computed_bounds_of_another_axis(graph_of):
+    graph = graph_of(
+        """g (float[3,4] a, int64[1] s, int64[1] e) => (float[3,2] y) <int64[1] ax = {-1}>
+        { y = Slice(a, s, e, ax) }"""
+    )
+    slicer = Slicer(graph, Builder(graph, "test"))
+    part = slicer.pull(graph.ir.tensors()["y"], Take(0, 1, 2, drop=True))
+    node = producer_of(part)
+    assert (node.op, graph.ints(node.inputs[3])) == ("Slice", [0])
+    assert producer_of(node.inputs[0]).inputs[0].name == "a"
 
 
 def test_slice_with_computed_bounds_is_left_alone(graph_of):
@@ -449,9 +679,154 @@ def test_gather(graph_of, data):
     by_rule(graph, data.draw(takes(y)))
 
 
-def test_gather_of_a_matrix_of_indices_is_left_alone(graph_of):
-    graph = graph_of("g (float[4,3] a) => (y) <int64[2,2] i = {0, 1, 2, 3}> { y = Gather(a, i) }")
-    left_alone(graph, Take(2, 0, 2))
+@given(data=st.data())
+@EXAMPLES
+def test_gather_by_indices_of_any_shape(graph_of, data):
+    """Computed ones too; T5 and Swin look up the biases of positions so."""
+    shape, form = data.draw(shapes(1, 3)), data.draw(shapes(0, 2))
+    axis, count = data.draw(st.integers(0, len(shape) - 1)), math.prod(form)
+    values = [data.draw(st.integers(0, shape[axis] - 1)) for _ in range(count)]
+    graph = graph_of(
+        f"""g (float{text(shape)} a, int64{text(form)} n) => (y)
+        <int64{text(form)} k = {{{", ".join(map(str, values))}}}>
+        {{ z = Sub(n, n) i = Add(z, k) y = Gather<axis={axis}>(a, i) }}"""
+    )
+    y = static_shape(graph.ir.tensors()["y"])
+    assume(len(y) > 0)
+    by_rule(graph, data.draw(takes(y)))
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_gather_elements(graph_of, data):
+    shape = data.draw(shapes(1, 3))
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    form = tuple(data.draw(DIM) if k == axis else d for k, d in enumerate(shape))
+    values = [data.draw(st.integers(0, shape[axis] - 1)) for _ in range(math.prod(form))]
+    graph = graph_of(
+        f"""g (float{text(shape)} a) => (y)
+        <int64{text(form)} i = {{{", ".join(map(str, values))}}}>
+        {{ y = GatherElements<axis={axis - len(shape)}>(a, i) }}"""
+    )
+    take = data.draw(takes(form))
+    assume(not take.is_whole(form[take.axis]))
+    (left_alone if take.drop and take.axis == axis else by_rule)(graph, take)
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_gather_nd(graph_of, data):
+    shape, form = data.draw(shapes(1, 3)), data.draw(shapes(1, 2))
+    depth = data.draw(st.integers(1, len(shape)))
+    values = [
+        data.draw(st.integers(0, shape[k % depth] - 1)) for k in range(math.prod(form) * depth)
+    ]
+    graph = graph_of(
+        f"""g (float{text(shape)} a) => (y)
+        <int64{text((*form, depth))} i = {{{", ".join(map(str, values))}}}>
+        {{ y = GatherND(a, i) }}"""
+    )
+    by_rule(graph, data.draw(takes(static_shape(graph.ir.tensors()["y"]))))
+
+
+def test_gather_nd_in_batches_is_left_alone(graph_of):
+    graph = graph_of(
+        """g (float[2,3] a) => (y) <int64[2,2,1] i = {0, 2, 1, 1}>
+        { y = GatherND<batch_dims=1>(a, i) }"""
+    )
+    left_alone(graph, Take(0, 1, 2))
+
+
+# -- repeating and padding -------------------------------------------------------------------------
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_tile(graph_of, data):
+    """Within one repetition, or of several whole ones."""
+    shape = data.draw(shapes(1, 3))
+    repeats = [data.draw(st.integers(1, 3)) for _ in shape]
+    graph = graph_of(
+        f"""g (float{text(shape)} a) => (y)
+        <int64[{len(shape)}] r = {{{", ".join(map(str, repeats))}}}> {{ y = Tile(a, r) }}"""
+    )
+    y = static_shape(graph.ir.tensors()["y"])
+    take = data.draw(takes(y))
+    length = shape[take.axis]
+    whole = take.step == 1 and take.start % length == take.stop % length == 0
+    if take.is_whole(y[take.axis]) or whole or take.start // length == (take.stop - 1) // length:
+        by_rule(graph, take)
+    else:
+        left_alone(graph, take)
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_pad(graph_of, data):
+    shape = data.draw(shapes(1, 3))
+    before, after = ([data.draw(st.integers(0, 2)) for _ in shape] for _ in range(2))
+    mode = data.draw(st.sampled_from(["constant", "constant", "edge"]))
+    graph = graph_of(
+        f"""g (float{text(shape)} a) => (y) <float v = {{0.5}},
+            int64[{2 * len(shape)}] p = {{{", ".join(map(str, before + after))}}}>
+        {{ y = Pad<mode="{mode}">(a, p, v) }}"""
+    )
+    y = static_shape(graph.ir.tensors()["y"])
+    take = data.draw(takes(y))
+    assume(not take.is_whole(y[take.axis]))
+    first, last = before[take.axis], before[take.axis] + shape[take.axis]
+    is_padded = y[take.axis] > shape[take.axis]
+    if is_padded and (mode == "edge" or take.step > 1 or take.stop <= first or take.start >= last):
+        left_alone(graph, take)
+    else:
+        by_rule(graph, take)
+
+
+def test_pad_of_some_axes(graph_of):
+    """As windows are padded (SAM): the channels come apart."""
+    graph = graph_of(
+        """g (float[1,3,4] a) => (y) <int64[2] p = {1, 2}, int64[1] ax = {-2}, float v = {0}>
+        { y = Pad(a, p, v, ax) }"""
+    )
+    assert by_rule(graph, Take(2, 1, 3)).ops == ["Slice", "Pad"]
+    assert by_rule(graph, Take(1, 1, 3)).ops == ["Slice"]
+    assert by_rule(graph, Take(1, 3, 6)).ops == ["Slice", "Pad"]
+    left_alone(graph, Take(1, 4, 6))
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_flatten(graph_of, data):
+    shape = data.draw(shapes(2, 4))
+    axis = data.draw(st.integers(0, len(shape)))
+    graph = graph_of(f"g (float{text(shape)} a) => (y) {{ y = Flatten<axis={axis}>(a) }}")
+    y = static_shape(graph.ir.tensors()["y"])
+    take = data.draw(takes(y))
+    assume(not take.is_whole(y[take.axis]))
+    found = takes_before_reshape(shape, y, take)
+    (by_rule if found is not None or y[take.axis] == 1 else left_alone)(graph, take)
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_constant_of_shape(graph_of, data):
+    shape = data.draw(shapes(1, 3))
+    graph = graph_of(
+        f"""g (float{text(shape)} a) => (y)
+        <int64[{len(shape)}] s = {{{", ".join(map(str, shape))}}}>
+        {{ c = ConstantOfShape<value = float[1] {{2.5}}>(s) y = Add(a, c) }}"""
+    )
+    by_rule(graph, data.draw(takes(shape)))
+
+
+@given(data=st.data())
+@EXAMPLES
+def test_trilu(graph_of, data):
+    shape = data.draw(shapes(2, 4))
+    graph = graph_of(f"g (float{text(shape)} a) => (y) {{ y = Trilu<upper=0>(a) }}")
+    take = data.draw(takes(shape))
+    assume(not take.is_whole(shape[take.axis]))
+    (by_rule if take.axis < len(shape) - 2 else left_alone)(graph, take)
 
 
 @given(data=st.data())
@@ -486,6 +861,31 @@ def test_expand(graph_of, data):
         {{ y = Expand(a, s) }}"""
     )
     by_rule(graph, data.draw(takes(shape)))
+
+
+def test_a_slice_across_concatenated_weights(graph_of):
+    """Projections joined: a slice across them is one of each, if nothing is left by that."""
+    graph = graph_of(
+        """g (float[3,4] x) => (y) <float[4,4] u, float[4,4] w>
+        { a = MatMul(x, u) b = MatMul(x, w) y = Concat<axis=1>(a, b) }"""
+    )
+    pulled = by_rule(graph, Take(1, 2, 6))
+    assert (pulled.ops, pulled.left) == (["MatMul", "MatMul", "Concat"], [])
+    by_rule(graph, Take(1, 1, 8, 3))
+    left_alone(graph_of("g (float[4] a, float[4] b) => (y) { y = Concat<axis=0>(a, b) }"),
+               Take(0, 2, 6))  # fmt: skip
+
+
+def test_tokens_rolled_around(graph_of):
+    """Shifted windows (Swin): Slices joined in another order; the features come apart."""
+    graph = graph_of(
+        """g (float[1,6,4] x) => (y) <float[4,4] w, int64[1] a = {0}, int64[1] b = {2},
+            int64[1] c = {6}, int64[1] ax = {1}>
+        { z = MatMul(x, w) one = Slice(z, a, b, ax) two = Slice(z, b, c, ax)
+          y = Concat<axis=1>(two, one) }"""
+    )
+    pulled = Pulled(graph, Take(2, 1, 3)).check()
+    assert sorted(pulled.ops) == ["Concat", "MatMul", "Slice", "Slice"]
 
 
 # -- reshape ---------------------------------------------------------------------------------------
@@ -568,6 +968,38 @@ def test_takes_before_reshape_is_the_same_data_in_the_same_order(count):
             id="B·H",
         ),
         pytest.param((5, 36), (5, 3, 4, 3), Take(2, 1, 2), None, id="H of 3·H·D"),
+        pytest.param(
+            (16, 4, 9, 3),
+            (64, 9, 3),
+            Take(0, 1, 64, 4),
+            [Take(1, 1, 2, drop=True)],
+            id="one head of every window of W·H",
+        ),
+        pytest.param(
+            (3, 4),
+            (2, 6),
+            Take(0, 0, 1),
+            None,
+            id="no common factors",
+        ),
+        pytest.param(
+            ("b", "n", 12), ("b", "n", 4, 3), Take(2, 1, 2), [Take(2, 3, 6)], id="dynamic"
+        ),
+        pytest.param(
+            (None, None, 4, 3),
+            (None, None, 12),
+            Take(2, 3, 6),
+            [Take(2, 1, 2, drop=True)],
+            id="nothing known before the heads",
+        ),
+        pytest.param(("n", 4, 3), (None, 3), Take(0, 0, 1), None, id="a dynamic axis"),
+        pytest.param(
+            ("b", 4, "n", 3),
+            ("b", 2, 2, "n", 3),
+            Take(1, 1, 2),
+            [Take(1, 2, 4)],
+            id="between dynamic ones",
+        ),
         pytest.param((5, 4, 3), (5, 12), Take(1, 2, 4), None, id="across two heads"),
     ],
 )

@@ -8,18 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compiler.errors import VerificationError
+from compiler.errors import UserError, VerificationError
 from compiler.graph import Graph
-from compiler.rewrite import DeclaredPass, Function, Pass, Signature
+from compiler.rewrite import DeclaredPass, Float64, Function, Pass, Signature
 from compiler.verify.kernels.call import UnsupportedInFloat64
-from compiler.verify.proof import BOUNDS, Proof, judge, prove
+from compiler.verify.proof import BOUNDS, REFUSALS, Proof, judge, prove
 from compiler.verify.reproducer import write_reproducer
+from compiler.verify.sizes import Sizes, is_static
 from compiler.verify.structure import record_faults, structure_faults
 from compiler.verify.whole import (
     GROSS_ERROR,
     NOISE_MULTIPLE,
     RESIZE_BOUND,
     Float32Model,
+    accepted_sizes,
     agrees,
     battery,
     distance,
@@ -27,9 +29,14 @@ from compiler.verify.whole import (
     least_bound,
     memoized,
     model_inputs,
+    with_shapes,
 )
 
 _SEVERITY = {"pass": 0, "UNVERIFIED": 1, "fail": 2}
+
+# No two runs of a model with these agree.
+RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+          "RandomUniformLike"}  # fmt: skip
 
 if TYPE_CHECKING:
     from compiler.building import Stage, Verify
@@ -56,6 +63,7 @@ class Verifier:
         nodes = len(source.graph.nodes)
         self._least = least_bound(source.graph)
         self._added_ops: set[str] = set()
+        self._sizes = accepted_sizes(source.path, self._signature.inputs)
         self._float32 = memoized(Float32Model(source.path))
         self._float64 = memoized(self._with_progress(source.path, "source in float64", nodes))
         self._noise = self._measured_noise()
@@ -67,7 +75,8 @@ class Verifier:
         last, self._last = self._last, after.path
         _require(structure_faults(was, after.path, pass_, after.rewrites), after)
         if after.rewrites:  # without any, the stage is the stage before
-            after.report.float64 = asdict(self._prove_rewrites(after, pass_))
+            sizes = self._sizes_in(last, was, after)
+            after.report.float64 = asdict(self._prove_rewrites(after, pass_, sizes))
             new_nodes = [node for rewrite in after.rewrites for node in rewrite.new.nodes]
             self._added_ops |= {node.op_type for node in new_nodes}
             self._float32 = _through(self._float32, pass_, was)
@@ -87,15 +96,28 @@ class Verifier:
                 f"{proof.error:.3g}, bound {proof.bound:.3g} ({proof.detail})"
             )
 
-    def _prove_rewrites(self, stage: Stage, pass_: Pass) -> Proof:
+    def _sizes_in(self, last: Path, was: Signature, stage: Stage) -> list[Sizes]:
+        """What dynamic sizes are in the stage before: its shapes only if a proof needs them."""
+        if all(
+            is_static({**rewrite.old.inputs, **rewrite.new.inputs}) for rewrite in stage.rewrites
+        ):
+            return self._sizes
+        return [with_shapes(last, was.inputs, sizes) for sizes in self._sizes]
+
+    def _inputs(self) -> dict[str, Float64]:
+        """Representative inputs; dynamic sizes are the first that the source takes."""
+        sizes = next(iter(self._sizes), Sizes({}))
+        return model_inputs(sizes.bind(self._signature.inputs))
+
+    def _prove_rewrites(self, stage: Stage, pass_: Pass, sizes: list[Sizes]) -> Proof:
         """Rung 2, over all rewrites of the stage."""
         worst = Proof("pass", 0.0, BOUNDS[pass_.contract])
         unverified: list[str] = []
         for done, rewrite in enumerate(stage.rewrites):
             self._progress(f"proving {pass_.name}", done, len(stage.rewrites))
-            proof = prove(rewrite, pass_)
+            proof = prove(rewrite, pass_, sizes=sizes)
             if proof.status == "fail":
-                folder = write_reproducer(self._failures, rewrite, pass_, proof)
+                folder = write_reproducer(self._failures, rewrite, pass_, proof, sizes=sizes)
                 raise VerificationError(
                     f"{rewrite.title} is wrong: {proof.detail}, bound {proof.bound:.3g}; "
                     f"reproducer: {folder}", folder
@@ -112,11 +134,17 @@ class Verifier:
     def _compare_float32(self, stage: Stage) -> Proof:
         """Rung 3: as written and as users run it, against the last stage's float32 values."""
         self._progress(f"float32 {stage.report.name.partition(':')[0]}", 0, 1)
+        drawing = sorted({node.op for node in stage.graph.nodes} & RANDOM)
+        if drawing:
+            return Proof("UNVERIFIED", math.nan, math.nan, f"{drawing[0]} draws random numbers")
         try:
-            inputs = model_inputs(self._signature.inputs)
+            inputs = self._inputs()
         except UnsupportedInFloat64 as reason:
             return Proof("UNVERIFIED", math.nan, math.nan, str(reason))
-        expected = self._float32(inputs)
+        try:
+            expected = self._float32(inputs)
+        except UserError as reason:
+            return self._no_run(reason)
         plain = memoized(Float32Model(stage.path))
         optimized = Float32Model(stage.path, optimized=True)
         bound = self._float32_bound()
@@ -144,7 +172,7 @@ class Verifier:
         what = f"{stage.report.name.partition(':')[0]} in float64"
         model = self._with_progress(stage.path, what, len(stage.graph.nodes))
         try:
-            natural = model_inputs(self._signature.inputs)
+            natural = self._inputs()
             proof = judge(model(natural), self._float64(natural), bound)
             images = battery(self._signature.inputs) if is_last and proof.status == "pass" else {}
             for name, image in images.items():
@@ -157,11 +185,23 @@ class Verifier:
     def _measured_noise(self) -> float:
         """How far the source's float32 is from its own float64; nan if it has no float64."""
         try:
-            inputs = model_inputs(self._signature.inputs)
+            inputs = self._inputs()
             exact = self._float64(inputs)
-        except (UnsupportedInFloat64, IndexError, ValueError):  # generated integers may not fit
+        except (UnsupportedInFloat64, *REFUSALS):  # generated integers may not fit
             return math.nan
-        return distance(self._float32(inputs), exact)
+        try:
+            return distance(self._float32(inputs), exact)
+        except UserError as reason:
+            return self._no_run(reason).error
+
+    def _no_run(self, reason: UserError) -> Proof:
+        """What it means that the reference does not run: generated integers may not fit.
+
+        Raises `reason` if there are none: such a model runs on no input.
+        """
+        if all(kind.is_float for kind in self._signature.inputs.values()):
+            raise reason
+        return Proof("UNVERIFIED", math.nan, math.nan, str(reason))
 
     def _with_progress(self, path: Path, what: str, nodes: int) -> Function:
         graph = Graph.load(path)

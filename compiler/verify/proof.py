@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -18,11 +18,20 @@ import onnx
 
 from compiler.components import node_kind
 from compiler.region import Region, TensorType
-from compiler.rewrite import Contract, DeclaredPass, Float64, Function, Pass, Rewrite
+from compiler.rewrite import (
+    Contract,
+    DeclaredPass,
+    Float64,
+    Function,
+    Pass,
+    Rewrite,
+    Signature,
+)
 from compiler.verify.float64 import evaluate
 from compiler.verify.inputs import cut_input, natural_image
 from compiler.verify.kernels.call import UnsupportedInFloat64
 from compiler.verify.measure import Error, compare
+from compiler.verify.sizes import Sizes, guessed_sizes, is_static
 
 Status = Literal["pass", "fail", "UNVERIFIED"]
 
@@ -35,6 +44,12 @@ DATA_MOVEMENT = {
     "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 
+# What kernels raise where values or sizes are no inputs of theirs.
+REFUSALS = (IndexError, ValueError, RuntimeError)
+# A claim about dynamic sizes is tried with so many choices of them.
+BINDINGS = 2
+_OF_SHAPES = {"Shape", "Size", "EyeLike"}  # they look at the shape of their input alone
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -46,38 +61,105 @@ class Proof:
     detail: str = ""
 
 
-def prove(rewrite: Rewrite, pass_: Pass, seed: int = 0) -> Proof:
+def prove(rewrite: Rewrite, pass_: Pass, seed: int = 0, sizes: Sequence[Sizes] = ()) -> Proof:
     """Checks one rewrite against its pass's contract.
 
     Args:
         rewrite: the record of the rewrite.
         pass_: the pass that made it; its contract sets the bound.
         seed: of the random inputs at the cut.
+        sizes: what dynamic sizes may be, all of which must hold; guessed if there are none.
     """
     bound = _bound(rewrite, pass_.contract)
     try:
         if isinstance(pass_, DeclaredPass):
-            return _prove_declared(rewrite, pass_, bound, seed)
+            return _prove_declared(_with_sizes(rewrite, sizes), pass_, bound, seed)
         if not rewrite.old.outputs:
             return Proof("fail", math.inf, bound, "the new nodes read what they should replace")
-        return _prove_at_cut(rewrite, bound, seed)
+        return _prove_at_cut(rewrite, bound, seed, sizes)
     except UnsupportedInFloat64 as reason:
         return Proof("UNVERIFIED", math.nan, bound, str(reason))
 
 
-def _prove_at_cut(rewrite: Rewrite, bound: float, seed: int) -> Proof:
+def _prove_at_cut(rewrite: Rewrite, bound: float, seed: int, sizes: Sequence[Sizes]) -> Proof:
+    """The worst of the trials that show something; UNVERIFIED if none does."""
+    proofs, refusal = [], ""
+    for _, proof in trials(rewrite, bound, seed, sizes):
+        if math.isnan(proof.error):
+            refusal = refusal or proof.detail
+            continue
+        proofs.append(proof)
+        if len(proofs) == BINDINGS or proof.status == "fail":
+            break
+    if not proofs:  # random integers, or sizes, that the old nodes can't take
+        return Proof("UNVERIFIED", math.nan, bound, refusal)
+    # Sizes of 1 may leave nothing to see, where others show it.
+    telling = [proof for proof in proofs if proof.status != "UNVERIFIED"]
+    return max(telling or proofs, key=lambda proof: (proof.status == "fail", proof.error))
+
+
+def trials(
+    rewrite: Rewrite, bound: float, seed: int, sizes: Sequence[Sizes]
+) -> Iterator[tuple[dict[str, Any], Proof]]:
+    """Inputs at the cut and the verdict on them, for one choice of dynamic sizes after another."""
     types = {**rewrite.old.inputs, **rewrite.new.inputs}
-    feeds = random_inputs(types, rewrite.place, seed)
-    try:
-        expected = evaluate_region(rewrite.old, feeds)
-    except (IndexError, ValueError) as error:  # random integers that the old nodes can't take
-        return Proof("UNVERIFIED", math.nan, bound, f"the old nodes refuse random inputs: {error}")
-    try:
-        actual = evaluate_region(rewrite.new, feeds)
-    except (IndexError, ValueError) as error:
-        return Proof("fail", math.inf, bound, f"the new nodes refuse what the old take: {error}")
-    # A folded constant depends on nothing: that it is constant says nothing against it.
-    return judge(actual, expected, bound, may_be_constant=not types)
+    for kinds in _bindings(types, rewrite.place, seed, sizes):
+        feeds = random_inputs(kinds, rewrite.place, seed)
+        try:
+            expected = evaluate_region(rewrite.old, feeds)
+        except REFUSALS as error:
+            reason = f"the old nodes refuse random inputs: {_first_line(error)}"
+            yield feeds, Proof("UNVERIFIED", math.nan, bound, reason)
+            continue
+        try:
+            actual = evaluate_region(rewrite.new, feeds)
+        except REFUSALS as error:
+            reason = f"the new nodes refuse what the old take: {_first_line(error)}"
+            yield feeds, Proof("fail", math.inf, bound, reason)
+            return
+        yield feeds, judge(actual, expected, bound, settled=_settled(rewrite.old))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _bindings(
+    types: Mapping[str, TensorType], place: str, seed: int, sizes: Sequence[Sizes]
+) -> Iterator[dict[str, TensorType]]:
+    """The types at the cut with numbers for dynamic sizes: as in the model, else at a guess."""
+    if is_static(types):
+        yield dict(types)
+        return
+    rng = np.random.default_rng([seed, zlib.crc32(place.encode())])
+    for kinds in [choice.bind(types) for choice in sizes] or [dict(types)]:
+        guesses = [Sizes({})] if is_static(kinds) else guessed_sizes(kinds, rng)
+        yield from (guess.bind(kinds) for guess in guesses)
+
+
+def _with_sizes(rewrite: Rewrite, sizes: Sequence[Sizes]) -> Rewrite:
+    """A declared rewrite whose signatures are static, where `sizes` or a guess makes them so."""
+    assert rewrite.before is not None
+    assert rewrite.after is not None
+    signatures = rewrite.before, rewrite.after
+    types = {**rewrite.after.inputs, **rewrite.before.inputs, **rewrite.before.outputs}
+    guess = next(guessed_sizes(types, np.random.default_rng(0)))
+    choice = next(iter(sizes), guess)
+    before, after = (Signature(choice.bind(s.inputs), choice.bind(s.outputs)) for s in signatures)
+    return replace(rewrite, before=before, after=after)
+
+
+def _settled(region: Region) -> set[str]:
+    """The outputs that no value at the cut can move: constants, and what follows from shapes.
+
+    They were evaluated for good; that such a tensor is constant says nothing against it.
+    """
+    moved = set(region.inputs)
+    for node in region.nodes:
+        has_body = any(a.HasField("g") or a.graphs for a in node.attribute)
+        if has_body or (node.op_type not in _OF_SHAPES and moved.intersection(node.input)):
+            moved |= set(node.output)
+    return set(region.outputs) - moved
 
 
 def judge(
@@ -85,16 +167,19 @@ def judge(
     expected: Mapping[str, Any],
     bound: float,
     *,
-    may_be_constant: bool = False,
+    settled: Collection[str] = (),
 ) -> Proof:
-    """The verdict over all outputs; a vacuous comparison is never a pass."""
+    """The verdict over all outputs; a vacuous comparison is never a pass.
+
+    The outputs named in `settled` depend on nothing that could have been chosen otherwise.
+    """
     errors = {name: compare(actual[name], expected[name]) for name in expected}
     name = max(errors, key=lambda key: errors[key].centred_l2)
     worst = errors[name]
     if not worst.centred_l2 <= bound:
         return Proof("fail", worst.centred_l2, bound, f"tensor {name!r}: {_words(worst)}")
-    vacuous = [f"{key!r} is {e.vacuous}" for key, e in errors.items() if e.vacuous]
-    status: Status = "UNVERIFIED" if vacuous and not may_be_constant else "pass"
+    vacuous = [f"{k!r} is {e.vacuous}" for k, e in errors.items() if e.vacuous and k not in settled]
+    status: Status = "UNVERIFIED" if vacuous else "pass"
     return Proof(status, worst.centred_l2, bound, "; ".join(vacuous))
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from compiler.rewrite import Pass, Rewrite
-from compiler.verify.proof import Proof, random_inputs
+from compiler.verify.proof import Proof, trials
+from compiler.verify.sizes import Sizes
 
 
 def write_reproducer(
-    folder: Path, rewrite: Rewrite, pass_: Pass, proof: Proof, seed: int = 0
-) -> Path:
+    folder: Path, rewrite: Rewrite, pass_: Pass, proof: Proof, seed: int = 0,
+    sizes: Sequence[Sizes] = (),
+) -> Path:  # fmt: skip
     """Writes `old.onnx`, `new.onnx`, `inputs.npz`, `replay.sh`, `failure.json` into a new folder.
 
     Declared rewrites have no old region; theirs holds the new one and the record of the failure.
@@ -25,8 +28,9 @@ def write_reproducer(
     onnx.save(rewrite.new.model(), folder / "new.onnx")
     if rewrite.old.nodes:
         onnx.save(rewrite.old.model(), folder / "old.onnx")
-        types = {**rewrite.old.inputs, **rewrite.new.inputs}
-        np.savez(folder / "inputs.npz", **random_inputs(types, rewrite.place, seed))
+        tried = trials(rewrite, proof.bound, seed, sizes)
+        feeds = next((feeds for feeds, found in tried if found.status == "fail"), {})
+        np.savez(folder / "inputs.npz", **feeds)
         replay = folder / "replay.sh"
         replay.write_text(
             "#!/bin/sh\n# Exit code 1: the two regions still differ.\n"

@@ -29,17 +29,48 @@ def structure_faults(
     if malformed:
         return [f"{_culprit(fault, rewrites)} is malformed: {fault}" for fault in malformed]
     now = Signature.of(Graph.load(after))
-    if isinstance(pass_, DeclaredPass) or _is_allowed(now, before, pass_):
+    if isinstance(pass_, DeclaredPass) or _is_allowed(now, before, pass_, after):
         return []
     return [f"{pass_.name} changed the model's inputs or outputs"]
 
 
-def _is_allowed(now: Signature, before: Signature, pass_: Pass) -> bool:
-    """Whether each input and output is as it was, or as the pass declares it."""
+def _is_allowed(now: Signature, before: Signature, pass_: Pass, after: Path) -> bool:
+    """Whether each input and output is as it was, or as the pass declares it.
+
+    An output may also have got a number where its size had a mere name, if that number follows
+    from the inputs: the model says more about the same values then.
+    """
     declared = pass_.signature(before) if isinstance(pass_, GraphPass) else before
     inputs = _either(now.inputs, before.inputs, declared.inputs)
     outputs = _either(now.outputs, before.outputs, declared.outputs)
+    if now.same_as(Signature(inputs, outputs)):
+        return True
+    derived = _derived_outputs(after)
+    for name, was in outputs.items():
+        if name in now.outputs and _refines(now.outputs[name], was, derived[name]):
+            outputs[name] = now.outputs[name]
     return now.same_as(Signature(inputs, outputs))
+
+
+def _refines(kind: TensorType, before: TensorType, derived: TensorType) -> bool:
+    """Whether a type differs from the one before in sizes that follow from the inputs alone."""
+    if kind.onnx_type != before.onnx_type or kind.shape is None:
+        return False
+    rank = len(kind.shape)
+    was, follows = (t.shape or (None,) * rank for t in (before, derived))
+    return len(was) == len(follows) == rank and all(
+        now == old or (isinstance(now, int) and not isinstance(old, int) and now == new)
+        for now, old, new in zip(kind.shape, was, follows, strict=True)
+    )
+
+
+def _derived_outputs(path: Path) -> dict[str, TensorType]:
+    """The outputs' types as they follow from the inputs', whatever the file declares."""
+    model = onnx.load(path, load_external_data=False)
+    del model.graph.value_info[:]
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    return dict(Signature.of(Graph(model, path.parent)).outputs)
 
 
 def _either(
@@ -123,7 +154,9 @@ def checker_faults(path: Path) -> list[str]:
     """onnx.checker with strict shape inference, on the file as it is."""
     try:
         onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except (
+        onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError
+    ) as error:  # fmt: skip
         return [str(error).strip().splitlines()[0]]
     return []
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from onnx import TensorProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
@@ -15,10 +17,11 @@ from compiler.errors import UserError
 from compiler.graph import Graph
 from compiler.region import TensorType, whole
 from compiler.rewrite import Float64, Function
-from compiler.verify.float64 import evaluate
+from compiler.verify.float64 import UnsupportedInFloat64, evaluate
 from compiler.verify.inputs import image_inputs
 from compiler.verify.measure import compare
 from compiler.verify.proof import image_like_inputs
+from compiler.verify.sizes import Sizes, is_static, likely_sizes
 from compiler.weights import onnx_type_of
 
 # A rewritten float32 model may be this many times as far from its reference as the source model is
@@ -41,11 +44,13 @@ _LOAD_ERRORS = (ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidG
 class Float32Model:
     """A model in onnxruntime on the CPU: as written, or as users run it (optimized).
 
-    Raises UserError for a model that onnxruntime can't load.
+    Raises UserError for a model that onnxruntime can't load, or can't run on given inputs.
     """
 
     def __init__(self, path: Path, *, optimized: bool = False) -> None:
+        self._path = path
         options = ort.SessionOptions()
+        options.log_severity_level = 4  # what it refuses is raised, and told once
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
@@ -66,9 +71,13 @@ class Float32Model:
         feeds: dict[str, Any] = {
             name: np.asarray(inputs[name]).astype(kind) for name, kind in self._types.items()
         }
-        values = self._session.run(self.outputs, feeds)
+        try:
+            values = self._session.run(self.outputs, feeds)
+        except _LOAD_ERRORS as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self._path}: onnxruntime can't run it: {reason}") from error
         return {
-            name: value.astype(np.float64) if value.dtype.kind == "f" else value
+            name: value.astype(np.float64) if getattr(value, "dtype", _ANY).kind == "f" else value
             for name, value in zip(self.outputs, values, strict=True)
         }
 
@@ -109,6 +118,41 @@ def model_inputs(types: Mapping[str, TensorType], seed: int = 0) -> dict[str, Fl
     }
 
 
+def accepted_sizes(path: Path, types: Mapping[str, TensorType], wanted: int = 2) -> list[Sizes]:
+    """Numbers for a model's dynamic sizes that onnxruntime takes; empty if no likely ones do.
+
+    Raises UserError for a model that onnxruntime can't load.
+    """
+    if is_static(types):
+        return [Sizes({})]
+    model, found = Float32Model(path), []
+    for choice in likely_sizes(types):
+        with suppress(UnsupportedInFloat64, UserError):
+            model(model_inputs(choice.bind(types)))
+            found.append(choice)
+        if len(found) == wanted:
+            break
+    return found
+
+
+def with_shapes(path: Path, types: Mapping[str, TensorType], sizes: Sizes) -> Sizes:
+    """The sizes with the shape that every tensor of the model has with them, by running it."""
+    model = onnx.load(path, load_external_data=False)
+    given = {output.name for output in model.graph.output}
+    made = {name for node in model.graph.node for name in node.output} - given - {""}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(made))
+    beside = path.with_name(f".{path.name}.shapes")  # where its weights are
+    try:
+        beside.write_bytes(model.SerializeToString())
+        values = Float32Model(beside)(model_inputs(sizes.bind(types)))
+    except (UserError, UnsupportedInFloat64):  # what can't be known is guessed
+        return sizes
+    finally:
+        beside.unlink(missing_ok=True)
+    shapes = {name: value.shape for name, value in values.items() if hasattr(value, "shape")}
+    return Sizes(sizes.symbols, shapes)
+
+
 def battery(types: Mapping[str, TensorType], seed: int = 0) -> dict[str, dict[str, Float64]]:
     """For a model of one RGB image: images by name, those that break kernels among them."""
     inputs: dict[str, dict[str, Float64]] = {}
@@ -147,6 +191,7 @@ def distance(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
     return max(compare(actual[name], expected[name]).centred_l2 for name in expected)
 
 
+_ANY = np.dtype(object)  # of a sequence
 _ROUNDING: dict[int, float] = {
     TensorProto.FLOAT: 2.0**-24, TensorProto.FLOAT16: 2.0**-11, TensorProto.BFLOAT16: 2.0**-8,
 }  # fmt: skip

@@ -134,6 +134,54 @@ def test_options_that_do_not_apply_to_an_onnx_file(tmp_path):
     assert "no file at none.onnx" in refusal("none.onnx")
 
 
+# -- folders --------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_one_onnx_file_is_that_model(tmp_path):
+    folder = tmp_path / "swin"
+    folder.mkdir()
+    for name in ("model.onnx", "model.onnx.data", "config.json"):
+        (folder / name).touch()
+    source = resolve(str(folder))
+    path = folder / "model.onnx"
+    assert (source.name, source.weights, source.is_onnx) == ("swin", str(path), True)
+    assert source.write(tmp_path) == path
+
+
+def test_the_working_directory_has_a_name(tmp_path, monkeypatch):
+    (tmp_path / "a.onnx").touch()
+    monkeypatch.chdir(tmp_path)
+    assert resolve(".").name == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ([], "holds no .onnx file"),
+        (["a.txt"], "holds no .onnx file"),
+        (["b.onnx", "a.ONNX"], "holds 2 .onnx files, give one of them: a.ONNX, b.onnx"),
+        ([f"{k}.onnx" for k in range(7)], "0.onnx, 1.onnx, 2.onnx, 3.onnx, 4.onnx and 2 more"),
+        (["model.onnx", "build.json"], "is a build's folder: to go on from it build "),
+    ],
+)
+def test_folders_that_are_no_model(files, words, tmp_path):
+    for name in files:
+        (tmp_path / name).touch()
+    assert words in refusal(str(tmp_path))
+
+
+def test_options_that_do_not_apply_to_a_folder(tmp_path):
+    (tmp_path / "a.onnx").touch()
+    assert "--size does not apply" in refusal(str(tmp_path), size="350")
+    assert "--weights does not apply" in refusal(str(tmp_path), weights="twin:0")
+
+
+def test_a_name_is_a_name_even_beside_a_folder_that_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dav2-small").mkdir()
+    assert resolve("dav2-small").weights == "twin:0"
+
+
 @pytest.fixture(scope="module")
 def small_state():
     return official_model("vits", seed=3).state_dict()

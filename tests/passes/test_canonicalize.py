@@ -217,3 +217,53 @@ def test_a_wrong_fold_is_caught(monkeypatch, graph_of):
         "g (float[3] x) => (y) <float[3] a, float[3] b> { c = Div(a, b) y = Mul(x, c) }"
     )
     assert "fail" in verdicts(graph)
+
+
+# -- what other families' exports hold -------------------------------------------------------------
+
+
+def test_it_runs_until_nothing_is_left(graph_of):
+    """The mask is constant only once Where is folded, and its Expand does nothing only then."""
+    text = """g (bool[1,4] m, float[1,1,4,4] s) => (float[1,1,4,4] y)
+    <int64[1] four = {4}, int64 minus = {-1}, int64[4] given = {1, -1, 4, 4}, float no = {-9}>
+    { o = ConstantOfShape<value = int64[1] {1}>(four) p = Mul(o, minus) q = Equal(given, p)
+      w = Where(q, o, given) r = Cast<to=7>(m) u = Cast<to=9>(r) e = Expand(u, w)
+      f = Expand(e, w) y = Where(f, s, no) }"""
+    after = Canonicalize().simplified(graph_of(text))
+    again = Canonicalize().simplified(after)
+    assert changed_components(after, again, "canonicalize") == []
+
+
+HALVED = """g (float[1,2,7,6] x) => (float[1,2,h,w] y)
+<int64 i2 = {2}, int64 i3 = {3}, float half = {2}, int64[1] axis = {0}, int64[2] head = {1, 2}>
+{ s = Shape(x) h = Gather(s, i2) w = Gather(s, i3) hf = Cast<to=1>(h) wf = Cast<to=1>(w)
+  hh = Div(hf, half) wh = Div(wf, half) hc = Ceil(hh) wc = Floor(wh) hi = Cast<to=7>(hc)
+  wi = Cast<to=7>(wc) hu = Unsqueeze(hi, axis) wu = Unsqueeze(wi, axis)
+  z = ConstantOfShape(axis) c = Concat<axis=0>(head, hu, wu)
+  e = Slice(x, starts, ends, axes) r = Reshape(e, c) y = Relu(r) }"""
+
+
+def test_shape_arithmetic_through_floats_is_folded(graph_of):
+    """Ceil and Floor of sizes; onnxsim is not shown floats, so that it can't round them."""
+    text = HALVED.replace("axis = {0}, ", "axis = {0}, int64[2] starts = {0, 0}, "
+                          "int64[2] ends = {4, 3}, int64[2] axes = {2, 3}, ")  # fmt: skip
+    before = graph_of(text)
+    after = Canonicalize().simplified(before)
+    assert [node.op for node in after.nodes] == ["Slice", "Relu"]
+    assert after.outputs[0].shape == [1, 2, 4, 3]
+    assert all(p.status == "pass" for p in proofs_of(before, after))
+
+
+def proofs_of(before: Graph, after: Graph) -> list:
+    rewrites = changed_components(before, after, "canonicalize")
+    return [prove(rewrite, Canonicalize()) for rewrite in rewrites]
+
+
+def test_what_only_a_body_reads_keeps_its_values(graph_of, tmp_path):
+    graph = graph_of("""g (float[4] x, bool c) => (float[4] y) <float[4] w = {1, 2, 3, 4}>
+    { a = Abs(x) i = Identity(a) y = If(c) <then_branch = t () => (float[4] u) { u = Add(i, w) },
+                                            else_branch = e () => (float[4] v) { v = Neg(i) }> }""")
+    after = Canonicalize().simplified(graph)
+    after.save(tmp_path / "model.onnx", WeightsFile(tmp_path / "weights.bin"))
+    (w,) = onnx.load(tmp_path / "model.onnx").graph.initializer
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(w), [1, 2, 3, 4])

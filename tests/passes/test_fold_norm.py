@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from running import applied, error_in_float32, proofs, refusal
 
+from passes import fold_norm
 from passes.fold_norm import FoldNorm
 
 MEAN = "float[3,1,1] mean = {123.675, 116.28, 103.53}"
@@ -49,8 +50,49 @@ def model(body: str, constants: str = f"{MEAN}, {STD}", head: str = HEAD) -> str
             "Add's constant 'c' is [3, 1, 1], not one value for each of 1 channels",
             id="grey made into colour",
         ),
+        pytest.param(
+            model("y = Sub(x, c)", "float[1,1,1,1,1] c",
+                  "g (float[1,1,6,8] x) => (float[1,1,1,6,8] y)"),
+            "Sub's constant 'c' is [1, 1, 1, 1, 1], not one value for each of 1 channels",
+            id="a constant of higher rank",
+        ),
+        pytest.param(
+            model("y = Sub(x, c)", "float[2,1,1,1] c",
+                  "g (float[2,3,6,8] x) => (float[2,3,6,8] y)"),
+            "Sub's constant 'c' is [2, 1, 1, 1], not one value for each of 3 channels",
+            id="a value for each image",
+        ),
+        pytest.param(
+            model("y = Sub(x, c)", "float[8] c"),
+            "the channels are axis 3 of float[1×3×6×8], and no Transpose makes them axis 1",
+            id="a value for each column",
+        ),
+        pytest.param(
+            model("a = Sub(x, c) y = Transpose <perm=[0, 2, 3, 1]>(a)", "float[3] c",
+                  "g (float[1,6,8,3] x) => (float[1,8,3,6] y)"),
+            "the channels are axis 3 of float[1×6×8×3], and no Transpose makes them axis 1",
+            id="channels last, put elsewhere",
+        ),
+        pytest.param(
+            model("a = Sub(x, c) y = Transpose <perm=[0, 3, 1, 2]>(a)", "float[3] c",
+                  "g (float[1,6,8,3] x) => (float[1,3,6,8] y, float[1,6,8,3] a)"),
+            "the channels are axis 3 of float[1×6×8×3], and no Transpose makes them axis 1",
+            id="channels last, and an output",
+        ),
+        pytest.param(
+            model("f = Cast <to=1>(m) r = Unsqueeze(f, axes) a = Sub(one, r) y = Mul(a, large)",
+                  "int64[2] axes = {1, 2}, float one = {1}, float large = {-10000}",
+                  "g (int64[1,8] m) => (float[1,1,1,8] y)"),
+            "'r' is float[1×1×1×8]: a row of values is no image",
+            id="the mask of a text",
+        ),
+        pytest.param(
+            model("y = Sub(x, mean)", MEAN, "g (float[1,c,6,8] x) => (float[1,3,6,8] y)"),
+            "'x' is float[1×c×6×8], not a float N×C×H×W tensor of known shape",
+            id="an unknown number of channels",
+        ),
     ],
-)
+)  # fmt: skip
 def test_refuses(text, reason):
     assert refusal(text, FoldNorm()) == reason
 
@@ -227,6 +269,129 @@ def test_into_conv(body, ops, tmp_path):
     assert proofs(result, fold)[0].error < 1e-13
     # 27 products of up to 255 instead of 2.6, rounded to 2⁻²⁴ each.
     assert error_in_float32(result, fold, tmp_path) < 1e-5
+
+
+# -- channels last, grey images, several inputs ----------------------------------------------------
+
+LAST = {
+    "mean and std": "a = Sub(x, m) b = Div(a, s) y = Transpose <perm=[0, 3, 1, 2]>(b)",
+    "a scalar first": "a = Mul(x, k) b = Sub(a, m) y = Transpose <perm=[0, 3, 1, 2]>(b)",
+    "scalars": "a = Sub(x, k) b = Div(a, k) y = Transpose <perm=[0, 3, 1, 2]>(b)",
+    "rows and columns swapped": "a = Sub(m, x) y = Transpose <perm=[0, 3, 2, 1]>(a)",
+}
+LAST_CONSTANTS = (
+    "float[3] m = {123.675, 116.28, 103.53}, float[1,1,1,3] s = {58.395, 57.12, 57.375}, "
+    "float k = {-2.5}"
+)
+LAST_HEAD = "g (float[1,6,8,3] x) => (float[1,3,h,w] y)"
+
+
+@pytest.mark.parametrize("body", LAST.values(), ids=LAST.keys())
+def test_channels_last(body, tmp_path):
+    result = applied(model(body, LAST_CONSTANTS, LAST_HEAD), FoldNorm())
+    assert (result.ops, result.reasons) == (["Transpose", "BatchNormalization"], [])
+    (proof,) = proofs(result, FoldNorm())
+    assert (proof.status, proof.error < 1e-12) == ("pass", True)
+    assert error_in_float32(result, FoldNorm(), tmp_path) < 1e-6
+    assert list(FoldNorm().match(result.graph)) == []
+
+
+def test_channels_last_into_conv(tmp_path):
+    body = f"{LAST['mean and std'].replace('y =', 'c =')} y = Conv(c, w)"
+    text = model(
+        body, f"{LAST_CONSTANTS}, float[4,3,3,3] w", "g (float[1,6,8,3] x) => (float[1,4,4,6] y)"
+    )
+    fold = FoldNorm(into="conv")
+    result = applied(text, fold)
+    assert (result.ops, result.reasons) == (["Transpose", "Conv"], [])
+    assert [proof.status for proof in proofs(result, fold)] == ["pass"]
+    assert error_in_float32(result, fold, tmp_path) < 1e-5
+
+
+def test_scalars_before_another_transpose_are_channels_first():
+    """A Transpose of patches says nothing about channels."""
+    text = model("a = Div(x, k) y = Transpose <perm=[0, 2, 3, 1]>(a)", "float k = {255}",
+                 "g (float[1,3,6,8] x) => (float[1,6,8,3] y)")  # fmt: skip
+    result = applied(text, FoldNorm())
+    assert result.ops == ["BatchNormalization", "Transpose"]
+    assert result.graph.nodes[0].inputs[1].shape == (3,)
+
+
+GREY = {
+    "one channel": ("a = Sub(x, k) y = Div(a, c)", ["BatchNormalization"]),
+    "one channel, last": (
+        "t = Transpose <perm=[0, 2, 3, 1]>(x) a = Sub(t, v) b = Div(a, k) "
+        "y = Transpose <perm=[0, 3, 1, 2]>(b)",
+        ["Transpose", "Transpose", "BatchNormalization"],
+    ),
+    "made into colour before": (
+        "rgb = Concat <axis=1>(x, x, x) a = Sub(rgb, mean) y = Div(a, std)",
+        ["Concat", "BatchNormalization"],
+    ),
+    "expanded before": (
+        "rgb = Expand(x, shape) a = Sub(rgb, mean) y = Div(a, std)",
+        ["Expand", "BatchNormalization"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "ops"), GREY.values(), ids=GREY.keys())
+def test_grey_images(body, ops, tmp_path):
+    constants = (
+        f"{MEAN}, {STD}, float k = {{0.5}}, float[1,1,1] c = {{0.25}}, float[1] v = {{3}}, "
+        "int64[4] shape = {1, 3, 6, 8}"
+    )
+    result = applied(
+        model(body, constants, "g (float[1,1,6,8] x) => (float[1,n,6,8] y)"), FoldNorm()
+    )
+    assert (result.ops, result.reasons) == (ops, [])
+    assert [proof.status for proof in proofs(result, FoldNorm())] == ["pass"]
+    assert error_in_float32(result, FoldNorm(), tmp_path) < 1e-6
+
+
+def test_every_input_is_normalized_for_itself(tmp_path):
+    inputs = "float[1,3,6,8] x, float[1,6,8,3] z, float[1,4] t"
+    text = model(
+        """a = Sub(x, mean) b = Div(a, std) c = Sub(z, m) d = Transpose <perm=[0, 3, 1, 2]>(c)
+           y = Add(b, d) u = Mul(t, k)""",
+        f"{MEAN}, {STD}, float[3] m = {{1, 2, 3}}, float k = {{2}}",
+        f"g ({inputs}) => (float[1,3,6,8] y, float[1,4] u)",
+    )
+    result = applied(text, FoldNorm())
+    assert sorted(result.ops) == [
+        "Add", "BatchNormalization", "BatchNormalization", "Mul", "Transpose",
+    ]  # fmt: skip
+    assert result.reasons == ["'t' is float[1×4], not a float N×C×H×W tensor of known shape"]
+    assert [proof.status for proof in proofs(result, FoldNorm())] == ["pass", "pass"]
+    assert error_in_float32(result, FoldNorm(), tmp_path) < 1e-6
+
+
+def test_a_dynamic_batch_keeps_its_name():
+    result = applied(model("a = Sub(x, mean) y = Div(a, std)", head=DYNAMIC), FoldNorm())
+    assert (result.ops, result.reasons) == (["BatchNormalization"], [])
+    assert result.graph.outputs[0].shape == ["n", 3, "h", 8]
+
+
+DYNAMIC = "g (float[n,3,h,8] x) => (float[n,3,h,8] y)"
+
+
+MUTANTS = {
+    "channels in another order": lambda scale, shift: (scale[::-1], shift[::-1]),
+    "a forgotten shift": lambda scale, shift: (scale, 0 * shift),
+    "a scale off by 1 %": lambda scale, shift: (1.01 * scale, shift),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.parametrize("into", ["batchnorm", "conv"])
+def test_faults_with_channels_last_are_found(mutant, into, monkeypatch):
+    honest = fold_norm._affine
+    monkeypatch.setattr(fold_norm, "_affine", lambda *args: MUTANTS[mutant](*honest(*args)))
+    body = f"{LAST['mean and std'].replace('y =', 'c =')} y = Conv(c, w)"
+    head = LAST_HEAD.replace("3,h,w", "4,4,6")
+    fold = FoldNorm(into=into)
+    result = applied(model(body, f"{LAST_CONSTANTS}, float[4,3,3,3] w", head), fold)
+    assert [proof.status for proof in proofs(result, fold)] == ["fail"]
 
 
 @pytest.mark.parametrize("into", ["batchnorm", "conv"])

@@ -1,7 +1,9 @@
 import numpy as np
+import onnx
 import pytest
 from running import applied, error_in_float32, proofs, refusal
 
+import compiler
 from compiler.region import TensorType
 from compiler.rewrite import Signature
 from passes.insert_resize import InsertResize
@@ -30,19 +32,64 @@ HEAD_4D = "g (float[1,3,6,7] x) => (float[1,1,6,7] y)"
         pytest.param(
             model("y = Add(x, z)", "g (float[1,3,6,7] x, float[1,3,6,7] z) => (float[1,3,6,7] y)"),
             RESIZE, 17,
-            "the model maps ['x', 'z'] to ['y'], not one image to one map",
-            id="two inputs",
+            "'x' and 'z' are each a float N×C×H×W image: input=NAME says which",
+            id="two images",
         ),
         pytest.param(
-            model("y = Abs(x) z = Size(x)", "g (float[1,1,6,7] x) => (float[1,1,6,7] y, int64 z)"),
+            model("y = Abs(x) z = Neg(x)",
+                  "g (float[1,1,6,7] x) => (float[1,1,6,7] y, float[1,1,6,7] z)"),
             RESIZE, 17,
-            "the model maps ['x'] to ['y', 'z'], not one image to one map",
-            id="two outputs",
+            "'y' and 'z' are each a float map …×H×W: output=NAME says which",
+            id="two maps",
+        ),
+        pytest.param(
+            model("y = Abs(x) z = Neg(x)",
+                  "g (float[1,1,6,7] x) => (float[1,1,6,7] y, float[1,1,6,7] z)"),
+            InsertResize(9, 10, output="m"), 17,
+            "the model has no output 'm', but 'y', 'z'",
+            id="no such output",
+        ),
+        pytest.param(
+            model(MAP, HEAD), InsertResize(9, 10, input="image"), 17,
+            "the model has no input 'image', but 'x'",
+            id="no such input",
+        ),
+        pytest.param(
+            model("y = Add(t, t)", "g (float[1,3,6,7] x, float[1,3,6] t) => (float[1,3,6] y)"),
+            InsertResize(9, 10, input="t"), 17,
+            "the input 't' is float[1×3×6], not a float N×C×H×W image",
+            id="an input that is no image",
+        ),
+        pytest.param(
+            model("e = Gather(table, ids) y = Mul(e, mask)",
+                  "g (int64[1,8] ids, float[1,8,1] mask) => (float[1,8,4] y)", "float[9,4] table"),
+            RESIZE, 17,
+            "no input is a float N×C×H×W image: 'ids' is int64[1×8], 'mask' is float[1×8×1]",
+            id="a text model",
+        ),
+        pytest.param(
+            model("y = ReduceMean <axes=[2, 3], keepdims=0>(x) z = Size(x)",
+                  "g (float[1,3,6,7] x) => (float[1,3] y, int64 z)"),
+            RESIZE, 17,
+            "no output is a float map …×H×W: 'y' is float[1×3], 'z' is int64[]",
+            id="labels",
+        ),
+        pytest.param(
+            model("y = Abs(x) z = ArgMax <axis=2>(y)",
+                  "g (float[1,1,6,7] x) => (float[1,1,6,7] y, int64[1,1,1,7] z)"),
+            RESIZE, 17,
+            "ArgMax 'ArgMax_z' reads the output 'y', for another output",
+            id="an output that comes from the map",
         ),
         pytest.param(
             model("y = Relu(x)", "g (float[1,6,7] x) => (float[1,6,7] y)"), RESIZE, 17,
             "the input is float[1×6×7], not a float N×C×H×W image",
             id="an input without channels",
+        ),
+        pytest.param(
+            model("y = Relu(x)", "g (float[1,6,7,3] x) => (float[1,6,7,3] y)"), RESIZE, 17,
+            "the input is float[1×6×7×3], not a float N×C×H×W image",
+            id="channels last",
         ),
         pytest.param(
             model(MAP, "g (float[1,3,h,7] x) => (float[1,h,7] y)"), RESIZE, 17,
@@ -102,6 +149,67 @@ def test_is_proven_in_float64(size, tmp_path):
     (proof,) = proofs(result, pass_)
     assert (proof.status in ("pass", "UNVERIFIED"), proof.error < 1e-12) == (True, True)
     assert error_in_float32(result, pass_, tmp_path) < 5e-6
+
+
+# -- several inputs and outputs -------------------------------------------------------------------
+
+PROMPTED = model(
+    "a = Add(x, k) b = Mul(a, p) y = ReduceMean <axes=[1]>(b) n = Size(x) s = Neg(p)",
+    "g (float[3,1,1] p, float[1,3,6,7] x, float[1] k) => "
+    "(int64 n, float[1,1,6,7] y, float[3,1,1] s)",
+)
+
+
+@pytest.mark.parametrize("output", ["", "y"])
+def test_other_inputs_and_outputs_stay(output, tmp_path):
+    pass_ = InsertResize(9, 10, output=output)
+    text = (
+        PROMPTED
+        if output
+        else PROMPTED.replace("float[3,1,1] s", "float[1] s").replace("s = Neg(p)", "s = Neg(k)")
+    )
+    result = applied(text, pass_)
+    assert [(t.name, tuple(t.shape)) for t in result.graph.inputs] == [
+        ("p", (3, 1, 1)), ("x", (1, 3, 9, 10)), ("k", (1,)),
+    ]  # fmt: skip
+    assert [t.name for t in result.graph.outputs] == ["n", "y", "s"]
+    (proof,) = proofs(result, pass_)
+    assert (proof.status, proof.error < 1e-12) == ("pass", True)
+    assert error_in_float32(result, pass_, tmp_path) < 5e-6
+    (match,) = pass_.match(result.graph)
+    assert pass_.guard(result.graph, match) == "the model already takes and returns 9×10"
+
+
+def test_a_resize_of_the_wrong_input_is_found():
+    """The oracle resizes what the pass should have resized."""
+    text = model("y = Add(x, z)", "g (float[1,1,6,7] x, float[1,1,6,7] z) => (float[1,1,6,7] y)")
+    result = applied(text, InsertResize(6, 5, input="x"))
+    said = {name: proofs(result, InsertResize(6, 5, input=name))[0].status for name in "xz"}
+    assert said == {"x": "pass", "z": "fail"}
+
+
+def test_such_a_model_is_built_and_verified_whole(tmp_path):
+    """Two images, one with channels last, and an output beside the map."""
+    text = """g (float[1,3,6,7] x, float[1,6,7,3] z) => (float[1,6,7] y, float[1,3] mean)
+    <float[3,1,1] m = {123.675, 116.28, 103.53}, float[3] n = {10, -20, 30}, int64[2] s = {2, 3},
+     float[3,3,1,1] w = {1, 2, 0, -1, 0.5, 1, 2, 0, -3}, float d = {58}> {
+        a = Sub(x, m) b = Div(a, d)
+        e = Mul(z, n) f = Transpose <perm=[0, 3, 1, 2]>(e)
+        g = Conv(b, w) h = Mul(g, f) i = Tanh(h)
+        y = ReduceMean <axes=[1], keepdims=0>(i) mean = ReduceMean <axes=[2, 3], keepdims=0>(g)
+    }"""
+    source = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    onnx.save(source, tmp_path / "model.onnx")
+    passes = "insert_resize:height=9:width=10:input=x,fold_norm,flip_average:input=x"
+    record = compiler.build(
+        str(tmp_path / "model.onnx"), passes, output=tmp_path / "out", verify="full"
+    )
+    stages = record["stages"][2:]
+    assert [stage["rewrites"] for stage in stages] == [1, 2, 1]
+    for rung in ("float64", "float32", "whole_float64"):
+        assert [stage[rung]["status"] for stage in stages] == ["pass"] * 3
+    assert record["inputs"] == {"x": "float[1×3×9×10]", "z": "float[1×6×7×3]"}
+    assert record["outputs"] == {"y": "float[1×1×9×10]", "mean": "float[1×3]"}
 
 
 def test_a_second_run_is_refused():

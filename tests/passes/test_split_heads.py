@@ -9,9 +9,11 @@ import pytest
 from running import Result, applied, error_in_float32, proofs, refusal
 
 import passes.split_heads
+from compiler.attention import Heads
 from compiler.components import changed_components
-from compiler.graph import Graph, reads_of, static_shape
+from compiler.graph import Graph, producer_of, reads_of, static_shape
 from compiler.rewrite import Applied, apply_pass
+from compiler.slicing import Slicer
 from compiler.verify.proof import prove
 from models import resolve
 from passes.canonicalize import Canonicalize
@@ -183,6 +185,15 @@ class Text:
         )
         return self
 
+    def apart(self) -> "Text":
+        """The Softmax as Exp, ReduceSum and Div, as older exporters and quantizers write it."""
+        self.constants.append(ints("last", -1))
+        self.softmax = (
+            "top = ReduceMax<axes=[-1]>(ss) low = Sub(ss, top) e = Exp(low) "
+            "total = ReduceSum(e, last) p = Div(e, total)"
+        )
+        return self
+
     def scaled_before(self) -> "Text":
         """√scale on query and key each, as torch's scaled_dot_product_attention is exported."""
         self.attend = (
@@ -206,6 +217,7 @@ ATTENTIONS = {
     "scaled before": lambda t: t.scaled_before().packed_gather(),
     "added mask": lambda t: t.masked("added").separate(),
     "guarded against masked rows": lambda t: t.guarded().separate(),
+    "softmax taken apart": lambda t: t.apart().packed_gather(),
     "boolean mask": lambda t: t.masked("where").packed_split(),
 }
 
@@ -226,7 +238,8 @@ def check(result: Result, pass_: SplitHeads, heads: int) -> None:
     (proof,) = proofs(result, pass_)
     assert (proof.status, proof.detail, proof.error <= 1e-13) == ("pass", "", True)
     assert rewrite.old.outputs == rewrite.new.outputs
-    assert result.ops.count("Softmax") == heads // pass_.group
+    probabilities = "Softmax" if "Softmax" in result.ops else "Exp"
+    assert result.ops.count(probabilities) == heads // pass_.group
     again = apply_pass(result.graph.copy(), pass_)
     assert again.rewrites == []
 
@@ -240,26 +253,14 @@ def test_no_attention_no_refusal():
     assert (result.done.rewrites, result.done.refusals) == ([], [])
 
 
-def test_probabilities_that_are_an_output_too():
-    text = Text()
-    text.outputs = "(float[a,b,c] y, float[d,e,f,g] p)"
-    assert refusal(text.separate(), SplitHeads()) == (
-        "the attention probabilities are also used elsewhere; a split would repeat them"
-    )
-
-
-def test_probabilities_that_another_node_reads():
-    text = Text()
-    text.outputs = "(float[a,b,c] y, float[d,e,f,g] entropy)"
-    text.project += " entropy = Log(p)"
-    assert "are also used elsewhere" in refusal(text.separate(), SplitHeads())
-
-
-def test_guarded_probabilities_that_another_node_reads():
-    text = Text().guarded()
-    text.outputs = "(float[a,b,c] y, float[d,e,f,g] entropy)"
-    text.project += " entropy = Log(p2)"
-    assert "are also used elsewhere" in refusal(text.separate(), SplitHeads())
+def test_scores_of_heads_that_the_probabilities_share():
+    """One set of probabilities for all heads, which is an output: there are none a head."""
+    text = "g (float[1,1,5,5] s, float[1,5,12] x) => (float[1,5,12] y, float[1,1,5,5] p)"
+    text += "<float[12,12] w, int64[4] split = {1, 5, 4, 3}, int64[3] joined = {1, 5, 12}> {"
+    text += " z = MatMul(x, w) r = Reshape(z, split) v = Transpose<perm=[0,2,1,3]>(r)"
+    text += " p = Softmax<axis=-1>(s) o = MatMul(p, v) t = Transpose<perm=[0,2,1,3]>(o)"
+    text += " y = Reshape(t, joined) }"
+    assert refusal(text, SplitHeads()) == "'p' is also used elsewhere, and has no axis of heads"
 
 
 def test_a_softmax_over_another_axis():
@@ -309,10 +310,39 @@ def test_sum_without_a_projection(project):
     assert reason == "merge=sum: 'm' is not only multiplied by constant weights"
 
 
-def test_dynamic_shapes_are_not_matched():
-    text = re.sub(r"float\[1,5,12\] x", "float[1,n,12] x", Text().separate())
-    text = text.replace("{1, 5, 4, 3}", "{1, -1, 4, 3}").replace("{1, 5, 12}", "{1, -1, 12}")
-    assert applied(text, SplitHeads()).done.rewrites == []
+def test_an_unknown_number_of_heads():
+    text = "g (float[1,h,5,3] q, float[1,h,3,5] k, float[1,h,5,3] v) => (float[1,5,n] y)"
+    text += "<int64[3] joined = {1, 5, -1}> { s = MatMul(q, k) p = Softmax<axis=-1>(s)"
+    text += " o = MatMul(p, v) t = Transpose<perm=[0,2,1,3]>(o) y = Reshape(t, joined) }"
+    assert refusal(text, SplitHeads()) == "axis 1 of 'o' is dynamic (h): no number of heads"
+
+
+OP = "g ({} q, {} k, {} v{}) => ({} y{}) {{ y{} = Attention{}(q, k, v{}) }}"
+
+
+@pytest.mark.parametrize(
+    ("text", "pass_", "reason"),
+    [
+        pytest.param(
+            OP.format(*["float[1,2,5,3]"] * 3, ", float[1,2,4,3] pk, float[1,2,4,3] pv",
+                      "float[1,2,5,3]", ", float[1,2,9,3] nk, float[1,2,9,3] nv", ", nk, nv", "",
+                      ", , pk, pv"),
+            SplitHeads(), "the Attention has a cache or more outputs than one", id="cache",
+        ),
+        pytest.param(
+            OP.format("float[1,5,18]", "float[1,5,9]", "float[1,5,9]", "", "float[1,5,18]", "", "",
+                      "<q_num_heads=6, kv_num_heads=3>", ""),
+            SplitHeads(group=3), "groups of 3 heads would share keys with others: 2 a key",
+            id="groups across keys",
+        ),
+        pytest.param(
+            OP.format(*["float[b,h,5,3]"] * 3, "", "float[b,h,5,3]", "", "", "", ""),
+            SplitHeads(), "axis 1 of 'y' is dynamic (h): no number of heads", id="dynamic heads",
+        ),
+    ],
+)  # fmt: skip
+def test_attention_ops_that_stay(text, pass_, reason):
+    assert refusal(text, pass_, 23) == reason
 
 
 # -- what is split ---------------------------------------------------------------------------------
@@ -345,6 +375,178 @@ def test_batch_2_folded_into_the_heads():
     """[2·H, N, D]: the axis is more than heads, and is left alone."""
     reason = refusal(Text(batch=2).folded_batch(), SplitHeads())
     assert reason == "axis 0 of 'o' is never merged with the features: a batch"
+
+
+# -- probabilities that are needed elsewhere -------------------------------------------------------
+
+WATCHED = {
+    "an output": (Text, ", float[d,e,f,g] p", ""),
+    "read by another node": (Text, ", float[d,e,f,g] entropy", " entropy = Log(p)"),
+    "before the guard": (lambda: Text().guarded(), ", float[d,e,f,g] entropy",
+                         " entropy = Log(p1)"),
+    "behind the guard": (lambda: Text().guarded(), ", float[d,e,f,g] p2", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pass_", [SplitHeads(), SplitHeads(group=2), SplitHeads(merge="sum")],
+                         ids=SplitHeads.text)  # fmt: skip
+@pytest.mark.parametrize("watched", WATCHED)
+def test_probabilities_that_are_needed_elsewhere(watched, pass_, tmp_path):
+    """They are joined from the heads': the same name, the same values, computed once."""
+    made, outputs, project = WATCHED[watched]
+    text = made()
+    text.outputs = f"(float[a,b,c] y{outputs})"
+    text.project += project
+    result = applied(text.separate(), pass_)
+    check(result, pass_, 4)
+    assert len(result.done.rewrites[0].old.outputs) == 2
+    names = [output.name for output in result.source.graph.output]
+    assert [tensor.name for tensor in result.graph.outputs] == names
+    if "entropy" not in outputs:
+        assert error_in_float32(result, pass_, tmp_path) < 1e-4
+
+
+def test_a_fault_in_rejoined_probabilities_is_caught(monkeypatch):
+    honest = Slicer.rejoined
+
+    def swapped(self, tensor, takes):
+        joined = honest(self, tensor, takes)
+        node = producer_of(joined)
+        one, two = node.inputs[1], node.inputs[2]
+        node.inputs[1], node.inputs[2] = two, one
+        return joined
+
+    monkeypatch.setattr(Slicer, "rejoined", swapped)
+    text = Text()
+    text.outputs = "(float[a,b,c] y, float[d,e,f,g] p)"
+    result = applied(text.separate(), SplitHeads())
+    assert [proof.status for proof in proofs(result, SplitHeads())] == ["fail"]
+
+
+# -- dynamic sizes ---------------------------------------------------------------------------------
+
+DYNAMIC = {
+    "tokens": ("[1,n,12]", "1, -1", "separate"),
+    "batch": ("[b,5,12]", "-1, 5", "separate"),
+    "batch and tokens": ("[b,n,12]", "0, -1", "separate"),
+    "packed tokens": ("[1,n,12]", "1, -1", "packed_gather"),
+    "packed, split batch": ("[b,5,12]", "-1, 5", "packed_split"),
+    "batch and tokens, packed": ("[b,n,12]", "0, -1", "packed_gather"),
+    "chunks": ("[b,n,12]", "0, -1", "packed_chunks"),
+    "heads innermost": ("[b,n,12]", "0, -1", "head_last_merge"),
+    "guarded": ("[b,n,12]", "0, -1", "guarded"),
+    "scaled before": ("[b,n,12]", "0, -1", "scaled_before"),
+}
+
+
+@pytest.mark.parametrize("pass_", [SplitHeads(), SplitHeads(group=2), SplitHeads(merge="sum")],
+                         ids=SplitHeads.text)  # fmt: skip
+@pytest.mark.parametrize("dynamic", DYNAMIC)
+def test_dynamic_sizes(dynamic, pass_):
+    """The number of heads has to be known; nothing else."""
+    size, leading, form = DYNAMIC[dynamic]
+    if form == "head_last_merge" and pass_ != SplitHeads():
+        pytest.skip("heads that lie apart are no rows of the projection, and no range")
+    text = Text()
+    text = text.guarded() if form == "guarded" else text
+    text = text.scaled_before() if form == "scaled_before" else text
+    body = getattr(text, form)() if form.startswith(("packed", "head")) else text.separate()
+    body = body.replace("float[1,5,12] x", f"float{size} x").replace("{1, 5,", f"{{{leading},")
+    result = applied(body, pass_)
+    check(result, pass_, 4)
+    assert result.done.rewrites[0].slices_left == 0
+
+
+def test_dynamic_sizes_that_a_shape_computes():
+    """torch's `view(b, n, 4, 3)`: the first dimensions come from Shape and Gather."""
+    body = (
+        "sh = Shape(x) b = Gather(sh, zero) n = Gather(sh, one) b1 = Unsqueeze(b, ax) "
+        "n1 = Unsqueeze(n, ax) split = Concat<axis=0>(b1, n1, heads) "
+        "joined = Concat<axis=0>(b1, n1, all) "
+    )
+    text = Text()
+    text.constants = ["float[12,12] wo", "float scale = {0.7}", "int64 zero = {0}"]
+    text.constants += ["int64 one = {1}", ints("ax", 0), ints("heads", 4, 3), ints("all", 12)]
+    whole = (
+        text.separate()
+        .replace("float[1,5,12] x", "float[b,n,12] x")
+        .replace("{ q1", f"{{ {body} q1")
+    )
+    result = applied(whole, SplitHeads())
+    check(result, SplitHeads(), 4)
+    assert result.done.rewrites[0].slices_left == 0
+
+
+# -- the Attention op ------------------------------------------------------------------------------
+
+OPS = {
+    "three axes": ("[1,5,12]", "[1,7,12]", "[1,7,8]", "[1,5,8]", "q_num_heads=4, kv_num_heads=4"),
+    "shared keys": ("[1,5,12]", "[1,7,6]", "[1,7,4]", "[1,5,8]", "q_num_heads=4, kv_num_heads=2"),
+    "one key": ("[2,5,12]", "[2,7,3]", "[2,7,2]", "[2,5,8]", "q_num_heads=4, kv_num_heads=1"),
+    "four axes": ("[2,4,5,3]", "[2,2,7,3]", "[2,2,7,3]", "[2,4,5,3]", "scale=0.3"),
+    "causal": ("[1,5,12]", "[1,5,12]", "[1,5,12]", "[1,5,12]",
+               "q_num_heads=4, kv_num_heads=4, is_causal=1"),
+    "capped": ("[1,5,12]", "[1,5,12]", "[1,5,12]", "[1,5,12]",
+               "q_num_heads=4, kv_num_heads=4, softcap=3.0"),
+    "dynamic": ("[b,n,12]", "[b,m,12]", "[b,m,12]", "[b,n,12]", "q_num_heads=4, kv_num_heads=4"),
+}  # fmt: skip
+OP_MASKS = ["", "float[5,7]", "bool[1,4,5,7]", "float[4,1,7]"]
+
+
+@pytest.mark.parametrize("pass_", [SplitHeads(), SplitHeads(group=2)], ids=SplitHeads.text)
+@pytest.mark.parametrize("form", OPS)
+@pytest.mark.parametrize("mask", OP_MASKS)
+def test_attention_ops(form, mask, pass_):
+    """One Attention a head, with its own slices of query, key, value and mask."""
+    q, k, v, y, call = OPS[form]
+    if mask and form in ("causal", "capped", "dynamic"):
+        pytest.skip("other lengths")
+    named = ", mask" if mask else ""
+    declared = f", {mask} mask" if mask else ""
+    text = (
+        f"g (float{q} q, float{k} k, float{v} v{declared}) => (float{y} y) "
+        f"{{ y = Attention<{call}>(q, k, v{named}) }}"
+    )
+    result = applied(text, pass_, 23)
+    assert result.reasons == []
+    (proof,) = proofs(result, pass_)
+    assert (proof.status, proof.detail, proof.error <= 1e-13) == ("pass", "", True)
+    assert result.ops.count("Attention") == 4 // pass_.group
+    assert apply_pass(result.graph.copy(), pass_).rewrites == []
+
+
+def test_an_attention_op_behind_projections():
+    """The weights come apart; nothing else is sliced."""
+    lines = " ".join(f"{n} = MatMul(x, w{n})" for n in "qkv")
+    weights = ", ".join(f"float[12,12] w{n}" for n in "qkvo")
+    text = (
+        f"g (float[1,5,12] x) => (float[1,5,12] y) <{weights}> {{ {lines} "
+        "a = Attention<q_num_heads=4, kv_num_heads=4>(q, k, v) y = MatMul(a, wo) }"
+    )
+    for pass_ in (SplitHeads(), SplitHeads(merge="sum")):
+        result = applied(text, pass_, 23)
+        (proof,) = proofs(result, pass_)
+        assert (proof.status, result.done.rewrites[0].slices_left) == ("pass", 0)
+        assert result.ops.count("Attention") == 4
+        assert {"Slice", "Gather", "Split"} & set(result.ops) == set()
+
+
+@pytest.mark.parametrize("sizes", ["1, 5", "0, -1"], ids=["static", "dynamic"])
+@pytest.mark.parametrize("pass_", [SplitHeads(), SplitHeads(group=2)], ids=SplitHeads.text)
+def test_an_attention_op_between_transposes(pass_, sizes):
+    """[B, H, N, D], as PyTorch exports it from opset 23 on."""
+    text = Text()
+    text.attend, text.softmax = "", ""
+    text.merge = "o = Attention<scale=0.4>(q, k, v) "
+    text.merge += "ot = Transpose<perm=[0,2,1,3]>(o) m = Reshape(ot, joined)"
+    body = text.packed_gather().replace("{1, 5,", f"{{{sizes},")
+    body = body.replace("float[1,5,12] x", "float[b,n,12] x") if sizes == "0, -1" else body
+    result = applied(body, pass_, 23)
+    (proof,) = proofs(result, pass_)
+    assert (proof.status, proof.detail, proof.error <= 1e-13) == ("pass", "", True)
+    assert result.done.rewrites[0].slices_left == 0
+    assert result.ops.count("Attention") == 4 // pass_.group
+    assert apply_pass(result.graph.copy(), pass_).rewrites == []
 
 
 @pytest.mark.parametrize("opset", [13, 17, 18, 20, 23])
@@ -455,7 +657,7 @@ def test_a_fault_in_the_projections_rows_is_caught(monkeypatch, fault):
 
 
 # What `take` needs to know of an attention of four heads of width 3.
-ATTENTION = Attention("o", None, [], None, 4, None, 2, 3)
+ATTENTION = Attention("o", Heads([], 4, 1, None, 2, 3))
 
 
 # -- real exports ----------------------------------------------------------------------------------

@@ -117,6 +117,15 @@ def test_nothing_finite_or_nothing_at_all_is_vacuous():
     assert compare(np.empty((0, 3)), np.empty((0, 3))).vacuous == "empty: there are no values"
 
 
+def test_infinities_among_equal_numbers_are_a_mask():
+    mask = np.array([0.0, -np.inf, -np.inf, 0.0])
+    assert compare(mask.copy(), mask) == Error(0, 0)
+    assert compare(np.array([0.0, 0.0, -np.inf, 0.0]), mask).centred_l2 == math.inf
+    assert compare(np.array([0.0, -np.inf, -np.inf, 1e-300]), mask).centred_l2 == math.inf
+    with_nan = np.array([2.0, np.nan, 2.0])
+    assert compare(with_nan, with_nan).vacuous == "constant: every value is 2.0"
+
+
 @pytest.mark.parametrize(
     ("actual", "expected"),
     [

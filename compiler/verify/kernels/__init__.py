@@ -5,6 +5,7 @@ from compiler.verify.kernels import (
     constants,
     convolution,
     elementwise,
+    indexing,
     linear,
     normalization,
     pooling,
@@ -13,10 +14,10 @@ from compiler.verify.kernels import (
 from compiler.verify.kernels.call import Kernel
 
 # The others take floats: on integers alone they are refused, unless the reference has them.
-ANY_TYPE: dict[str, Kernel] = constants.KERNELS
+ANY_TYPE: dict[str, Kernel] = {**constants.KERNELS, **indexing.KERNELS}
 KERNELS: dict[str, Kernel] = {
     **attention.KERNELS,
-    **constants.KERNELS,
+    **ANY_TYPE,
     **convolution.KERNELS,
     **elementwise.KERNELS,
     **linear.KERNELS,

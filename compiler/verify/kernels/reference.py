@@ -22,8 +22,8 @@ INTEGER = frozenset(
 MOVEMENT = frozenset(
     """
     And ArgMax ArgMin BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Compress Concat
-    DepthToSpace Equal Expand Flatten Gather GatherElements GatherND Greater GreaterOrEqual
-    Identity IsInf IsNaN Less LessOrEqual NonZero Not OneHot Or Pad Range Reshape ReverseSequence
+    DepthToSpace Equal Expand Flatten Gather GatherND Greater GreaterOrEqual Identity
+    IsInf IsNaN Less LessOrEqual NonZero Not OneHot Or Pad Range Reshape ReverseSequence
     ScatterElements ScatterND Shape Size Slice SpaceToDepth Split Squeeze Tile TopK Transpose Trilu
     Unsqueeze Xor
     """.split()  # noqa: SIM905

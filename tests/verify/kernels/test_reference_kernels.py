@@ -88,6 +88,12 @@ MOVED = {
         {"x": X[:, :, 0], "i": ROWS},
         np.take_along_axis(X[:, :, 0], ROWS, 1),
     ),
+    "GatherElements_part": (
+        "y = GatherElements<axis=-1>(x, i)",
+        13,
+        {"x": np.arange(80.0).reshape(2, 40), "i": np.array([[39, -1, 33]])},
+        np.array([[39.0, 39.0, 33.0]]),
+    ),
     "GatherND": ("y = GatherND(x, i)", 13, {"x": X, "i": [[1, 2], [0, 3]]}, X[[1, 0], [2, 3]]),
     "Greater": ("y = Greater(x, z)", 13, {"x": X, "z": X - 1e-15}, X > X - 1e-15),
     "GreaterOrEqual": ("y = GreaterOrEqual(x, z)", 16, {"x": X, "z": X + 1e-15}, X >= X + 1e-15),
