@@ -69,7 +69,6 @@ def test_attention_as_transformers_writes_it_out(name, tmp_path):
     assert (row.status, row.slices_left) == ("pass", 0)
 
 
-@pytest.mark.xfail(strict=True, reason="split_heads does not match Attention ops yet")
 def test_one_attention_op_a_layer(tmp_path):
     row = measure(family_named("vit"), "dynamo", tmp_path, opset=23)
     assert row.attentions == 2
