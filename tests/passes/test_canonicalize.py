@@ -222,16 +222,20 @@ def test_a_wrong_fold_is_caught(monkeypatch, graph_of):
 # -- what other families' exports hold -------------------------------------------------------------
 
 
-def test_it_runs_until_nothing_is_left(graph_of):
-    """The mask is constant only once Where is folded, and its Expand does nothing only then."""
-    text = """g (bool[1,4] m, float[1,1,4,4] s) => (float[1,1,4,4] y)
-    <int64[1] four = {4}, int64 minus = {-1}, int64[4] given = {1, -1, 4, 4}, float no = {-9}>
-    { o = ConstantOfShape<value = int64[1] {1}>(four) p = Mul(o, minus) q = Equal(given, p)
-      w = Where(q, o, given) r = Cast<to=7>(m) u = Cast<to=9>(r) e = Expand(u, w)
-      f = Expand(e, w) y = Where(f, s, no) }"""
+def test_it_runs_until_nothing_is_left(monkeypatch, graph_of):
+    """onnxsim sees more in its own result where shapes have become known; here, one node a run."""
+
+    def one_step(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+        first, second, *_ = model.graph.node
+        if second.op_type == "Abs":
+            second.input[0] = first.input[0]
+            model.graph.node.remove(first)
+        return model, True
+
+    monkeypatch.setattr(module.onnxsim, "simplify", one_step)
+    text = "g (float[n] x) => (float[n] y) { a = Abs(x) b = Abs(a) c = Abs(b) y = Exp(c) }"
     after = Canonicalize().simplified(graph_of(text))
-    again = Canonicalize().simplified(after)
-    assert changed_components(after, again, "canonicalize") == []
+    assert [node.op for node in after.nodes] == ["Abs", "Exp"]
 
 
 HALVED = """g (float[1,2,7,6] x) => (float[1,2,h,w] y)
