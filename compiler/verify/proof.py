@@ -106,35 +106,39 @@ def trials(
     """Inputs at the cut and the verdict on them, for one choice of dynamic sizes after another."""
     types = {**rewrite.old.inputs, **rewrite.new.inputs}
     for kinds in _bindings(types, rewrite.place, seed, sizes):
-        feeds, expected, refusal = _accepted(rewrite.old, kinds, rewrite.place, seed)
-        if expected is None:
-            reason = f"the old nodes refuse random inputs: {refusal}"
-            yield feeds, Proof("UNVERIFIED", math.nan, bound, reason)
+        feeds, proof = _trial(rewrite, kinds, bound, seed)
+        yield feeds, proof
+        if proof.status == "fail":
+            return
+
+
+def _trial(
+    rewrite: Rewrite, kinds: Mapping[str, TensorType], bound: float, seed: int
+) -> tuple[dict[str, Any], Proof]:
+    """The verdict on integers from the widest range that the old nodes take and that tells.
+
+    Of indices 0 and 1 alone much would look right that is wrong; a mask without 0 hides everything.
+    """
+    refused = Proof("UNVERIFIED", math.nan, bound)
+    last: tuple[dict[str, Any], Proof] | None = None
+    has_integers = any(not kind.is_float for kind in kinds.values())
+    for integers in INTEGERS if has_integers else INTEGERS[-1:]:
+        feeds = random_inputs(kinds, rewrite.place, seed, integers)
+        try:
+            expected = evaluate_region(rewrite.old, feeds)
+        except REFUSALS as error:
+            reason = f"the old nodes refuse random inputs: {_first_line(error)}"
+            refused = replace(refused, detail=reason)
             continue
         try:
             actual = evaluate_region(rewrite.new, feeds)
         except REFUSALS as error:
             reason = f"the new nodes refuse what the old take: {_first_line(error)}"
-            yield feeds, Proof("fail", math.inf, bound, reason)
-            return
-        yield feeds, judge(actual, expected, bound, settled=_settled(rewrite.old))
-
-
-def _accepted(
-    region: Region, kinds: Mapping[str, TensorType], place: str, seed: int
-) -> tuple[dict[str, Any], dict[str, Any] | None, str]:
-    """Inputs from the widest range of integers that a region takes, and what it makes of them.
-
-    Or its last refusal. Of indices 0 and 1 alone much would look right that is wrong.
-    """
-    has_integers = any(not kind.is_float for kind in kinds.values())
-    for integers in INTEGERS if has_integers else INTEGERS[-1:]:
-        feeds = random_inputs(kinds, place, seed, integers)
-        try:
-            return feeds, evaluate_region(region, feeds), ""
-        except REFUSALS as error:
-            refusal = _first_line(error)
-    return feeds, None, refusal
+            return feeds, Proof("fail", math.inf, bound, reason)
+        last = feeds, judge(actual, expected, bound, settled=_settled(rewrite.old))
+        if last[1].status != "UNVERIFIED":
+            return last
+    return last or (feeds, refused)
 
 
 def _first_line(error: Exception) -> str:
