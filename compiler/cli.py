@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from compiler.api import DEFAULT_MODEL, DEFAULT_PIPELINE
 from compiler.errors import UserError, VerificationError
 from compiler.hub.commands import DEVICE, Device, hub_app
-from compiler.records import json_text
+from compiler.records import print_json
 
 app = typer.Typer(
     name="compiler",
@@ -111,7 +111,7 @@ def build(
     if upload:
         record["hub"] = profile_build(folder, device, quiet=as_json)
     if as_json:
-        _print_json(record)
+        print_json(record)
 
 
 @app.command()
@@ -133,7 +133,7 @@ def verify(
     with display.progress() as show:
         comparison = compare_models(a, b, inputs=inputs, bound=bound, progress=show)
     if as_json:
-        _print_json(comparison.record())
+        print_json(comparison.record())
     else:
         display.print_comparison(comparison)
     raise typer.Exit(0 if comparison.is_equal else 1)
@@ -159,7 +159,7 @@ def estimate(
             estimates.append((str(model), estimate_model(model_in(model), target)))
     if as_json:
         records = [{"model": name, "chip": chip, **e.record()} for name, e in estimates]
-        _print_json(records if len(records) > 1 else records[0])
+        print_json(records if len(records) > 1 else records[0])
     else:
         display.print_estimates(estimates, target)
 
@@ -219,7 +219,7 @@ def emulate(
               "max_ratio": emulation.error.max_ratio,
               "cpu_nodes": [str(node) for node in emulation.cpu_nodes]}  # fmt: skip
     if as_json:
-        _print_json(record)
+        print_json(record)
     else:
         display.print_emulation(record)
 
@@ -240,7 +240,7 @@ def check(
 
     findings = findings_of(model_in(model), target)
     if as_json:
-        _print_json([finding.record() for finding in findings])
+        print_json([finding.record() for finding in findings])
     else:
         display.print_findings(findings, target)
     raise typer.Exit(1 if any(finding.is_error for finding in findings) else 0)
@@ -256,7 +256,7 @@ def passes(
 
     entries = catalogue.entries() if name is None else [catalogue.entry(name)]
     if as_json:
-        _print_json(entries)
+        print_json(entries)
     elif name is None:
         display.print_catalogue(entries)
     else:
@@ -283,7 +283,7 @@ def diff(
     before, after = (a, b) if b is not None else stages_around(a, str(pass_name))
     difference = diff_graphs(Graph.load(before), Graph.load(after))
     if as_json:
-        _print_json(difference.record())
+        print_json(difference.record())
     else:
         display.print_diff(difference, before, after)
     raise typer.Exit(0 if difference.is_empty else 1)
@@ -320,7 +320,7 @@ def run(
               "shape": list(depth.shape), "min": float(depth.min()), "max": float(depth.max()),
               "mean": float(depth.mean())}  # fmt: skip
     if as_json:
-        _print_json(record)
+        print_json(record)
     else:
         display.print_run(record)
 
@@ -364,7 +364,7 @@ def sweep(
             verify=verify, progress=show, notice=display.notice,
         )  # fmt: skip
     if as_json:
-        _print_json(record)
+        print_json(record)
     else:
         print_sweep(record, folder)
     raise typer.Exit(1 if any(row["error"] for row in record["rows"]) else 0)
@@ -391,7 +391,3 @@ def _png(path: Path) -> Path:
     if path.suffix.lower() not in ("", ".png"):
         raise UserError(f"the picture is a PNG: give -o {path.with_suffix('.png')}, not {path}")
     return path.with_suffix(".png")
-
-
-def _print_json(record: Any) -> None:
-    print(json_text(record))

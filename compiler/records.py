@@ -26,6 +26,11 @@ def json_text(record: Any) -> str:
     return json.dumps(finite(record), indent=1, allow_nan=False, ensure_ascii=False)
 
 
+def print_json(record: Any) -> None:
+    """What `--json` prints."""
+    print(json_text(record))
+
+
 def finite(record: Any) -> Any:
     """The record with null for every number that JSON does not have."""
     if isinstance(record, dict):

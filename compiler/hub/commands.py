@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from compiler.errors import UserError
-from compiler.records import json_text
+from compiler.records import json_text, print_json
 
 if TYPE_CHECKING:
     from compiler.hub.chain import Chain
@@ -68,7 +68,7 @@ def compile_model(
     with _chain(model, device, _compile_options(runtime, options), deadline, anew, 2) as chain:
         chain.compile()
     if as_json:
-        _print_json(_record(chain))
+        print_json(_record(chain))
     else:
         display.print_done(_record(chain))
 
@@ -91,7 +91,7 @@ def profile(
     with _chain(Path(target), device, compile_options, deadline, anew, 3) as chain:
         found = chain.profile()
     if as_json:
-        _print_json({**_record(chain), "profile": found.record()})
+        print_json({**_record(chain), "profile": found.record()})
     else:
         display.print_done(_record(chain))
         display.print_profile(found)
@@ -124,7 +124,7 @@ def infer(
         with _chain(Path(target), device, compile_options, deadline, anew, 3) as chain:
             depth = chain.depth(image, output)
     if as_json:
-        _print_json(depth)
+        print_json(depth)
     else:
         display.print_depth(depth)
 
@@ -148,7 +148,7 @@ def share(
         with _compiled_chain(hub, Path(target), device) as chain:
             job_id, shared = chain.compilation.job.id, chain.share(emails)
     if as_json:
-        _print_json({"job": job_id, "shared_with": shared})
+        print_json({"job": job_id, "shared_with": shared})
     else:
         display.print_file(job_id, f"is shared with {', '.join(shared)}")
 
@@ -175,7 +175,7 @@ def status(
         else:
             jobs = [hub.job(job_id) for job_id in _jobs_of(Path(target))]
     if as_json:
-        _print_json([asdict(job) for job in jobs])
+        print_json([asdict(job) for job in jobs])
     else:
         display.print_jobs([asdict(job) for job in jobs])
 
@@ -207,7 +207,7 @@ def fetch(
         with _compiled_chain(hub, Path(target), device) as chain:
             path = chain.fetch(output)
     if as_json:
-        _print_json({"path": str(path), "nbytes": path.stat().st_size})
+        print_json({"path": str(path), "nbytes": path.stat().st_size})
     else:
         display.print_file(str(path), f"{path.stat().st_size / 1e6:.1f} MB")
 
@@ -222,7 +222,7 @@ def devices(as_json: Json = False) -> None:
         show("listing devices", 0, 1)
         found = connect().devices()
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         display.print_devices(found)
 
@@ -248,7 +248,7 @@ def run(
         path = chain.fetch()
     if as_json:
         record = {"profile": found.record(), "depth": depth, "compiled_model": str(path)}
-        _print_json({**_record(chain), **record})
+        print_json({**_record(chain), **record})
         return
     display.print_done(_record(chain))
     display.print_profile(found)
@@ -341,7 +341,7 @@ def _profile_job(job_id: str, deadline: float | None, as_json: bool) -> None:
     path = Path(f"{job.id}.profile.json")
     write_whole(path, (json_text(content) + "\n").encode())
     if as_json:
-        _print_json({"job": asdict(job), "profile": profile.record()})
+        print_json({"job": asdict(job), "profile": profile.record()})
     else:
         display.print_jobs([asdict(job)])
         display.print_profile(profile)
@@ -414,7 +414,3 @@ def _emails(given: list[str]) -> list[str]:
     if bad:
         raise UserError(f"{bad[0]!r} is no e-mail address")
     return emails
-
-
-def _print_json(record: Any) -> None:
-    print(json_text(record))
