@@ -6,7 +6,7 @@ The Softmax may be an op, or taken apart into Exp, ReduceSum and Div; or all of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from compiler.graph import Graph, Node, Tensor, producer_of
@@ -29,6 +29,8 @@ class Attending:
     softmax: Node
     probabilities: list[Tensor]
     product: Node
+    inside: str = ""
+    """The body or local function that it is in, where no pass rewrites; empty in the main graph."""
 
     @property
     def result(self) -> Tensor:
@@ -56,8 +58,10 @@ class Attending:
             return int(query.shape[1]) // int(key.shape[1])
         return int(self.softmax.attrs["q_num_heads"]) // int(self.softmax.attrs["kv_num_heads"])
 
-    def axis_fault(self, graph: Graph) -> str | None:
-        """Why the probabilities do not sum to one along the last axis; None if they do."""
+    def fault(self, graph: Graph) -> str | None:
+        """Why it stays as it is: nothing is rewritten there, or no Softmax along the last axis."""
+        if self.inside:
+            return f"it is in {self.inside}, which is left as it is"
         if self.is_whole_op:
             return None
         shape = self.softmax.outputs[0].shape
@@ -92,16 +96,30 @@ class Attending:
 
 def attendings(graph: Graph) -> Iterator[Attending]:
     """Every Softmax whose probabilities multiply values, and every Attention op."""
-    for node in graph.nodes:
+    yield from _attendings(graph, graph.nodes, "")
+    for inside, nodes in graph.bodies():
+        yield from _attendings(graph, nodes, inside)
+
+
+def no_attention(graph: Graph) -> str:
+    """Why there is nothing to split in a model without several heads: the reason of a refusal."""
+    count = sum(1 for _ in attendings(graph))
+    if count == 0:
+        return "nothing to split: no Softmax weighs values, and there is no Attention op"
+    return f"nothing to split: every attention has one head ({count} in all)"
+
+
+def _attendings(graph: Graph, nodes: Sequence[Node], inside: str) -> Iterator[Attending]:
+    for node in nodes:
         if node.op == "Attention" and node.domain in (None, "", "ai.onnx"):
-            yield Attending(node, [], node)
+            yield Attending(node, [], node, inside)
         elif node.op == "Softmax" or _sums(graph, node) is not None:
             found = _probabilities(node)
             product = _value_product(found)
             if product is not None:
                 behind = {id(n) for n in ancestors([product.inputs[0]], {id(node.outputs[0])})}
                 up_to = [t for t in found[1:] if id(producer_of(t)) in behind]
-                yield Attending(node, [found[0], *up_to], product)
+                yield Attending(node, [found[0], *up_to], product, inside)
 
 
 @dataclass(frozen=True)
@@ -122,7 +140,7 @@ class Heads:
     def fault(self, graph: Graph) -> str | None:
         """Why they can't be taken apart, naming the tensor at fault; None if they can."""
         for tile in self.tiles:
-            fault = tile.axis_fault(graph) or tile.op_fault(by_query=False)
+            fault = tile.fault(graph) or tile.op_fault(by_query=False)
             if fault is not None:
                 return fault
         name, shape = self.merged.name, self.merged.shape

@@ -118,9 +118,7 @@ class Builder:
         reasons = [f"{refusal.place}: {refusal.reason}" for refusal in applied.refusals[:5]]
         more = len(applied.refusals) - len(reasons)
         why = "; ".join(reasons) + (f"; and {more} more" if more > 0 else "")
-        text = (
-            f"pass {pass_.text()!r} rewrote nothing: {why or 'nothing in the model has its shape'}"
-        )
+        text = f"pass {pass_.text()!r} rewrote nothing: {why}"
         if not self._allow_noop:
             raise UserError(f"{text} (--allow-noop builds all the same)")
         report.notes.append(text)

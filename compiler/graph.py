@@ -163,6 +163,14 @@ class Graph:
 
     # -- making ----------------------------------------------------------------------------------
 
+    def bodies(self) -> Iterator[tuple[str, list[Node]]]:
+        """What is outside `nodes`: bodies of If, Loop and Scan, and local functions, by name."""
+        for node in self.nodes:
+            for body in node.subgraphs(recursive=True):
+                yield f"the body of {node.op} {node.name!r}", body.nodes
+        for function in self.ir.functions:
+            yield f"the local function {function.name!r}", function.nodes
+
     def fresh_name(self, wish: str) -> str:
         """`wish`, or `wish_1`, `wish_2` … : a name that no node or tensor has."""
         name, count = wish, 0

@@ -48,6 +48,9 @@ class Match(Protocol):
 
 M = TypeVar("M", bound=Match)
 
+WHOLE_MODEL = "model"
+"""The place of a refusal that is about no place of the model, but all of it."""
+
 
 class Pass(ABC):
     """One kind of rewrite, in one file of `passes/`; the dataclass fields are its options."""
@@ -78,6 +81,10 @@ class LocalPass(Pass, Generic[M]):
     @abstractmethod
     def match(self, graph: Graph) -> Iterable[M]:
         """The places that have the shape this pass is about. Asks nothing else."""
+
+    def missing(self, graph: Graph) -> str:
+        """Why a model in which nothing matches is left alone: the reason of its one refusal."""
+        return "nothing in it has the shape that this pass is about"
 
     @abstractmethod
     def guard(self, graph: Graph, match: M) -> str | None:
@@ -294,7 +301,10 @@ def apply_pass(graph: Graph, pass_: LocalPass[Any]) -> Applied:
     """
     done = Applied()
     editor = _Editor(graph)
-    for match in list(pass_.match(graph)):
+    matches = list(pass_.match(graph))
+    if not matches:
+        done.refusals.append(Refusal(WHOLE_MODEL, pass_.missing(graph)))
+    for match in matches:
         reason = pass_.guard(graph, match)
         if reason is not None:
             done.refusals.append(Refusal(match.place, reason))
@@ -466,7 +476,7 @@ def _names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 __all__ = [
-    "Applied", "Builder", "Call", "Contract", "Copy", "DeclaredPass", "Float64", "Function",
-    "GraphPass", "LocalPass", "Match", "Pass", "Refusal", "Replacement", "Rewrite", "Signature",
-    "TensorType", "apply_pass",
+    "WHOLE_MODEL", "Applied", "Builder", "Call", "Contract", "Copy", "DeclaredPass", "Float64",
+    "Function", "GraphPass", "LocalPass", "Match", "Pass", "Refusal", "Replacement", "Rewrite",
+    "Signature", "TensorType", "apply_pass",
 ]  # fmt: skip

@@ -73,6 +73,10 @@ class FoldNorm(LocalPass[Chain]):
         """Divisions become multiplications, and sums are regrouped."""
         return "algebraic"
 
+    def missing(self, graph: Graph) -> str:
+        """Says what an input would have to go into."""
+        return "nothing to fold: no input goes into arithmetic with a constant"
+
     def match(self, graph: Graph) -> Iterator[Chain]:
         """Every chain of arithmetic with constants that only data movement parts from an input."""
         pending, seen = list(graph.inputs), set()

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from compiler.attention import Heads, heads_of
+from compiler.attention import Heads, heads_of, no_attention
 from compiler.graph import Graph, Node, Tensor
 from compiler.rewrite import Builder, Contract, LocalPass, Replacement
 from compiler.slicing import Slicer, Take
@@ -48,6 +48,10 @@ class SplitHeads(LocalPass[Attention]):
     def contract(self) -> Contract:
         """Concatenation moves data; summing projections regroups a sum."""
         return "exact" if self.merge == "concat" else "algebraic"
+
+    def missing(self, graph: Graph) -> str:
+        """Says whether there is no attention, or only such of one head."""
+        return no_attention(graph)
 
     def match(self, graph: Graph) -> Iterator[Attention]:
         """Every Softmax whose probabilities multiply values, with an axis of more than one head."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from compiler.attention import Attending, attendings
+from compiler.attention import Attending, attendings, no_attention
 from compiler.graph import Graph, Tensor
 from compiler.rewrite import Builder, Contract, LocalPass, Replacement
 from compiler.slicing import Slicer, Take
@@ -53,16 +53,21 @@ class SplitQueries(LocalPass[Queries]):
         """Every row is computed as before."""
         return "exact"
 
+    def missing(self, graph: Graph) -> str:
+        """Says that there is no attention."""
+        return no_attention(graph)
+
     def match(self, graph: Graph) -> Iterator[Queries]:
         """Every Softmax whose probabilities multiply values, and every Attention op."""
         for found in attendings(graph):
-            if found.result.shape is not None and len(found.result.shape) >= 2:
-                yield Queries(found.result.name, found, found.query_axis)
+            is_known = found.result.shape is not None and len(found.result.shape) >= 2
+            if is_known or found.inside:
+                yield Queries(found.result.name, found, found.query_axis if is_known else 0)
 
     def guard(self, graph: Graph, match: Queries) -> str | None:
         """Refuses what is one tile, other uses of the probabilities, and tokens without number."""
         found = match.attending
-        fault = found.axis_fault(graph)
+        fault = found.fault(graph)
         if fault is not None:
             return fault
         if not isinstance(match.tokens, int):

@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from compiler.records import json_text
+from compiler.rewrite import WHOLE_MODEL
 
 if TYPE_CHECKING:
     import onnx
@@ -131,7 +132,8 @@ def _build(
 
 def _fill(row: Row, record: dict[str, Any]) -> None:
     split = record["stages"][-1]
-    row.split, row.refusals = split["rewrites"], split["refusals"]
+    row.split = split["rewrites"]
+    row.refusals = [r for r in split["refusals"] if r["place"] != WHOLE_MODEL]
     row.slices_left = split["slices_left"]
     row.float64 = _worst([stage["float64"] for stage in record["stages"]])
     row.float32 = _worst([stage["float32"] for stage in record["stages"]])

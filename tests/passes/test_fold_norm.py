@@ -159,7 +159,8 @@ def test_into_conv_refuses(body, constants, reason):
 )
 def test_finds_nothing(text):
     result = applied(text, FoldNorm())
-    assert (result.done.rewrites, result.reasons) == ([], [])
+    nothing = "nothing to fold: no input goes into arithmetic with a constant"
+    assert (result.done.rewrites, result.reasons) == ([], [nothing])
 
 
 # -- rewrites -------------------------------------------------------------------------------------

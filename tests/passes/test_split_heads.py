@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 from running import Result, applied, error_in_float32, proofs, refusal
 
@@ -18,6 +19,7 @@ from compiler.verify.proof import prove
 from models import resolve
 from passes.canonicalize import Canonicalize
 from passes.split_heads import Attention, SplitHeads
+from passes.split_queries import SplitQueries
 from tests.models.official import export_official, official_model
 
 SIZES = {"N5 H4 D3": (5, 4, 3), "N = H = D": (3, 3, 3), "N = D": (4, 2, 4)}
@@ -247,10 +249,66 @@ def check(result: Result, pass_: SplitHeads, heads: int) -> None:
 # -- what is left alone ----------------------------------------------------------------------------
 
 
-def test_no_attention_no_refusal():
-    text = "g (float[2,4] x) => (float[2,4] y) { y = Softmax<axis=-1>(x) }"
-    result = applied(text, SplitHeads())
-    assert (result.done.rewrites, result.done.refusals) == ([], [])
+ONE_HEAD = "p = Softmax<axis=-1>(x) y = MatMul(p, x)"
+NOTHING = {
+    "a classifier": (
+        "y = Softmax<axis=-1>(x)",
+        "no Softmax weighs values, and there is no Attention op",
+    ),
+    "one head": (ONE_HEAD, "every attention has one head (1 in all)"),
+}
+
+
+@pytest.mark.parametrize("case", NOTHING)
+def test_nothing_to_split(case):
+    nodes, reason = NOTHING[case]
+    text = f"g (float[4,4] x) => (float[4,4] y) {{ {nodes} }}"
+    assert refusal(text, SplitHeads()) == f"nothing to split: {reason}"
+
+
+BODIES = {
+    "If": (
+        "g (bool c, float[1,4,6,8] q) => (float[1,4,6,8] y) { y = If(c) <"
+        "then_branch = a () => (float[1,4,6,8] o) "
+        "{ s = MatMul(q, q_t) p = Softmax<axis=-1>(s) o = MatMul(p, q) }, "
+        "else_branch = b () => (float[1,4,6,8] e) { e = Identity(q) }> }"
+    ).replace("{ y = If", "{ q_t = Transpose<perm=[0,1,3,2]>(q) y = If"),
+    "Loop": (
+        "g (int64 n, bool c, float[1,4,6,8] q) => (float[1,4,6,8] y) { y = Loop(n, c, q) <"
+        "body = a (int64 i, bool go, float[1,4,6,8] x) => (bool on, float[1,4,6,8] o) "
+        "{ on = Identity(go) t = Transpose<perm=[0,1,3,2]>(x) s = MatMul(x, t) "
+        "p = Softmax<axis=-1>(s) o = MatMul(p, x) }> }"
+    ),
+    "Scan": (
+        "g (float[3,1,4,6,8] q) => (float[3,1,4,6,8] y) { y = Scan<num_scan_inputs=1, "
+        "body = a (float[1,4,6,8] x) => (float[1,4,6,8] o) "
+        "{ t = Transpose<perm=[0,1,3,2]>(x) s = MatMul(x, t) p = Softmax<axis=-1>(s) "
+        "o = MatMul(p, x) }> (q) }"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pass_", [SplitHeads(), SplitQueries(tile=2)], ids=lambda p: p.name)
+@pytest.mark.parametrize("op", BODIES)
+def test_what_is_in_a_body_is_left_alone_with_a_reason(op, pass_):
+    result = applied(BODIES[op], pass_)
+    assert result.done.rewrites == []
+    (refused,) = result.done.refusals
+    assert refused.place == "o"
+    assert re.fullmatch(rf"it is in the body of {op} '.*', which is left as it is", refused.reason)
+
+
+@pytest.mark.parametrize("pass_", [SplitHeads(), SplitQueries(tile=2)], ids=lambda p: p.name)
+def test_what_is_in_a_local_function_is_left_alone_with_a_reason(pass_):
+    text = """<ir_version: 9, opset_import: ["" : 18, "my" : 1]>
+    g (float[1,4,6,8] x) => (float[1,4,6,8] y) { y = my.attend(x) }
+    <domain: "my", opset_import: ["" : 18]>
+    attend (q) => (o)
+    { t = Transpose<perm=[0,1,3,2]>(q) s = MatMul(q, t) p = Softmax<axis=-1>(s)
+      o = MatMul(p, q) }"""
+    graph = Graph(onnx.parser.parse_model(text), Path())
+    (refused,) = apply_pass(graph, pass_).refusals
+    assert refused.reason == "it is in the local function 'attend', which is left as it is"
 
 
 def test_scores_of_heads_that_the_probabilities_share():

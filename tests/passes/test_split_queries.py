@@ -86,10 +86,10 @@ def test_one_tile(tile):
     assert reason == f"7 query tokens already are one tile of at most {tile}"
 
 
-def test_no_attention_no_refusal():
+def test_no_attention():
     text = "g (float[9,4] x) => (float[9,4] y) { y = Softmax<axis=-1>(x) }"
-    result = applied(text, SplitQueries(tile=2))
-    assert (result.done.rewrites, result.done.refusals) == ([], [])
+    reason = refusal(text, SplitQueries(tile=2))
+    assert reason == "nothing to split: no Softmax weighs values, and there is no Attention op"
 
 
 def test_two_products_of_the_same_probabilities():
