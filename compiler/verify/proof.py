@@ -27,6 +27,7 @@ from compiler.rewrite import (
     Rewrite,
     Signature,
 )
+from compiler.verify.blindness import blind_softmax, probabilities_of
 from compiler.verify.float64 import evaluate
 from compiler.verify.inputs import cut_input, natural_image
 from compiler.verify.kernels.call import UnsupportedInFloat64
@@ -45,11 +46,14 @@ DATA_MOVEMENT = {
 }  # fmt: skip
 
 # What kernels raise where values or sizes are no inputs of theirs.
-REFUSALS = (IndexError, ValueError, RuntimeError)
+REFUSALS = (IndexError, ValueError, RuntimeError, ZeroDivisionError)
 # A claim about dynamic sizes is tried with so many choices of them.
 BINDINGS = 2
 # Ranges of random integers, tried in turn: few of them are indices or sizes for every node.
-INTEGERS = ((-12, 12), (0, 6), (0, 3), (0, 2))
+INTEGERS = ((-12, 12), (0, 6), (0, 3), (0, 2), (0, 1))
+MASKS = (0, 2)
+# How often masks are drawn again where they hide what there is to see.
+MASK_DRAWS = 4
 _OF_SHAPES = {"Shape", "Size", "EyeLike"}  # they look at the shape of their input alone
 
 
@@ -115,17 +119,12 @@ def trials(
 def _trial(
     rewrite: Rewrite, kinds: Mapping[str, TensorType], bound: float, seed: int
 ) -> tuple[dict[str, Any], Proof]:
-    """The verdict on integers from the widest range that the old nodes take and that tells.
-
-    Of indices 0 and 1 alone much would look right that is wrong; a mask without 0 hides everything.
-    """
+    """The verdict on the first draw that the old nodes take and that tells something."""
     refused = Proof("UNVERIFIED", math.nan, bound)
     last: tuple[dict[str, Any], Proof] | None = None
-    has_integers = any(not kind.is_float for kind in kinds.values())
-    for integers in INTEGERS if has_integers else INTEGERS[-1:]:
-        feeds = random_inputs(kinds, rewrite.place, seed, integers)
+    for feeds in _draws(kinds, rewrite.place, seed):
         try:
-            expected = evaluate_region(rewrite.old, feeds)
+            expected, blind = _expected(rewrite.old, feeds)
         except REFUSALS as error:
             reason = f"the old nodes refuse random inputs: {_first_line(error)}"
             refused = replace(refused, detail=reason)
@@ -135,10 +134,40 @@ def _trial(
         except REFUSALS as error:
             reason = f"the new nodes refuse what the old take: {_first_line(error)}"
             return feeds, Proof("fail", math.inf, bound, reason)
-        last = feeds, judge(actual, expected, bound, settled=_settled(rewrite.old))
-        if last[1].status != "UNVERIFIED":
+        proof = judge(actual, expected, bound, settled=_settled(rewrite.old))
+        if proof.status == "pass" and blind is not None:
+            reason = f"the scores of {blind!r} are hidden by a mask or a scale"
+            proof = replace(proof, status="UNVERIFIED", detail=reason)
+        last = feeds, proof
+        if proof.status != "UNVERIFIED":
             return last
     return last or (feeds, refused)
+
+
+def _draws(kinds: Mapping[str, TensorType], place: str, seed: int) -> Iterator[dict[str, Any]]:
+    """Random values for the cut, to be tried in turn.
+
+    Integers come from the widest range first: of indices 0 and 1 alone much would look right that
+    is wrong. A mask of any other numbers, or of no zero, may hide everything, and a mask can be a
+    float, too: the last draws are of zeros and ones.
+    """
+    has_integers = any(not kind.is_float for kind in kinds.values())
+    for integers in INTEGERS if has_integers else (MASKS,):
+        yield random_inputs(kinds, place, seed, integers)
+    for draw in range(1, MASK_DRAWS + 1):
+        feeds = random_inputs(kinds, f"{place} {draw}", seed, MASKS)
+        if has_integers:
+            yield feeds
+        yield {k: (v > 0).astype(v.dtype) if v.dtype.kind == "f" else v for k, v in feeds.items()}
+
+
+def _expected(region: Region, feeds: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The old values, and a Softmax behind which nothing is to be seen, if there is one."""
+    inside = [name for name in probabilities_of(region) if name not in region.outputs]
+    shown = {**region.outputs, **{name: region.types[name] for name in inside}}
+    values = evaluate_region(replace(region, outputs=shown), feeds)
+    blind = blind_softmax(probabilities_of(region), values)
+    return {name: values[name] for name in region.outputs}, blind
 
 
 def _first_line(error: Exception) -> str:
