@@ -21,6 +21,7 @@ import onnxsim
 
 from compiler.folding import fold_constants
 from compiler.graph import Graph, Node, Tensor, static_shape
+from compiler.reshapes import settle_reshapes
 from compiler.rewrite import GraphPass
 from compiler.weights import EMBED_BELOW_NBYTES, is_float, onnx_type_of
 
@@ -37,8 +38,10 @@ class Canonicalize(GraphPass):
         result = _settled(graph.copy())
         for _ in range(MAX_ROUNDS):
             before = _wiring(result)
-            result = _through_onnxsim(result)
-            is_done = not _fold(result) and _is_static(result)
+            smaller = _through_onnxsim(result)
+            found = _wiring(smaller)
+            result = _settled(smaller)
+            is_done = _wiring(result) == found and _is_static(result)
             if is_done or _wiring(result) == before:
                 break
         return result
@@ -54,9 +57,10 @@ def _is_static(graph: Graph) -> bool:
 
 
 def _settled(graph: Graph) -> Graph:
-    """Folds constants, and again with the shapes that this makes known, until none is new."""
+    """Folds constants and settles reshapes, and again with the shapes that this makes known."""
     for _ in range(MAX_ROUNDS):
-        if not _fold(graph) or _is_static(graph):
+        is_done = not _fold(graph) or _is_static(graph)
+        if not settle_reshapes(graph) and is_done:
             break
         held = {t.name: t._values for t in graph.constants() if _is_held(t)}
         graph = Graph(graph.to_model(stubs=held), graph.folder, held)
@@ -120,10 +124,9 @@ def _through_onnxsim(graph: Graph) -> Graph:
     stubs = [tensor for tensor in model.graph.initializer if tensor.name in held]
     visible = [tensor for tensor in model.graph.initializer if tensor.name not in held]
     stand_ins = [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in stubs]
-    declared = model.graph.output
-    model, _ = onnxsim.simplify(_with(model, visible, [*model.graph.input, *stand_ins]))
-    inputs = [value for value in model.graph.input if value.name not in held]
-    model = _with(model, [*model.graph.initializer, *stubs], inputs)
+    given, declared = model.graph.input, model.graph.output
+    model, _ = onnxsim.simplify(_with(model, visible, [*given, *stand_ins]))
+    model = _with(model, [*model.graph.initializer, *stubs], given)
     # A size that only onnxsim knows is no one's promise; `Graph` infers what the model itself says.
     del model.graph.output[:], model.graph.value_info[:]
     model.graph.output.extend(declared)
