@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from compiler.components import changed_components
 from compiler.errors import UserError
+from compiler.foreign import running
 from compiler.graph import Graph
 from compiler.pipeline import pipeline_text
 from compiler.progress import Progress, nothing
@@ -65,12 +66,15 @@ class Stage:
 
 def run_pass(graph: Graph, pass_: Pass) -> tuple[Graph, Applied]:
     """Applies one pass; returns the new graph (the same one, for local passes) and the record."""
-    if isinstance(pass_, GraphPass):
-        simplified = pass_.simplified(graph)
-        rewrites = changed_components(graph, simplified, pass_.name)
-        return simplified, Applied(rewrites, pass_.refusals(graph))
-    local: LocalPass[Any] = pass_  # type: ignore[assignment]
-    return graph, apply_pass(graph, local)
+    with running(pass_):
+        if isinstance(pass_, GraphPass):
+            simplified = pass_.simplified(graph)
+            if not isinstance(simplified, Graph):
+                raise TypeError(f"simplified() returned {type(simplified).__name__}, not a Graph")
+            rewrites = changed_components(graph, simplified, pass_.name)
+            return simplified, Applied(rewrites, pass_.refusals(graph))
+        local: LocalPass[Any] = pass_  # type: ignore[assignment]
+        return graph, apply_pass(graph, local)
 
 
 class Builder:

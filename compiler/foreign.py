@@ -94,7 +94,7 @@ def _module(name: str, path: Path, code: bytes, text: str) -> ModuleType:
     module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses and type hints look their module up
     try:
-        with _importing(text, path):
+        with _telling(f"{text} can't be imported", path):
             exec(compile(code, str(path), "exec"), vars(module))
     except UserError:
         del sys.modules[name]
@@ -103,10 +103,23 @@ def _module(name: str, path: Path, code: bytes, text: str) -> ModuleType:
 
 
 @contextmanager
-def _importing(what: str, path: Path | None) -> Iterator[None]:
+def running(pass_: Pass) -> Iterator[None]:
+    """Tells what a foreign pass raises in one line; a pass of this project may raise as it is."""
+    origin = origin_of(type(pass_))
+    if origin is None:
+        yield
+        return
+    with _telling(f"pass {pass_.name!r} ({origin.text}) fails", origin.path):
+        yield
+
+
+@contextmanager
+def _telling(what: str, path: Path | None) -> Iterator[None]:
     """Turns whatever foreign code raises into one line with the last place in `path`."""
     try:
         yield
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         places = [(f.filename, f.lineno) for f in frames if path is None or f.filename == str(path)]
@@ -114,7 +127,7 @@ def _importing(what: str, path: Path | None) -> Iterator[None]:
             places.append((error.filename, error.lineno))
         file, line = places[-1] if places else (path, 1)
         reason = " ".join(traceback.format_exception_only(error)[-1].split())
-        raise UserError(f"{what} can't be imported: {reason} ({file}:{line})") from error
+        raise UserError(f"{what}: {reason} ({file}:{line})") from error
 
 
 def entry_point_names() -> list[str]:
@@ -131,7 +144,7 @@ def pass_of_package(name: str) -> type[Pass]:
     """The pass that an installed package offers under `name`. Raises UserError."""
     entry = next(iter(entry_points(group=GROUP, name=name)))
     what = f"{name} of {_package(entry)} ({entry.value})"
-    with _importing(what, None):
+    with _telling(f"{what} can't be imported", None):
         loaded: Any = entry.load()
     module = loaded if inspect.ismodule(loaded) else sys.modules[entry.module]
     kind = _pass_in(module, what)

@@ -154,14 +154,20 @@ def ancestors(
     tensors: Iterable[Tensor], stop: set[int], reads: Callable[[Node], list[Tensor]] = reads_of
 ) -> list[Node]:
     """The nodes that the tensors depend on, in any order, back to `stop` (ids of tensors)."""
-    found: dict[int, Node] = {}
+    return list(_walk_back(tensors, stop, reads))
+
+
+def _walk_back(
+    tensors: Iterable[Tensor], stop: set[int], reads: Callable[[Node], list[Tensor]]
+) -> Iterator[Node]:
+    seen: set[int] = set()
     pending = [tensor for tensor in tensors if id(tensor) not in stop]
     while pending:
         node = producer_of(pending.pop())
-        if node is not None and id(node) not in found:
-            found[id(node)] = node
+        if node is not None and id(node) not in seen:
+            seen.add(id(node))
+            yield node
             pending += [t for t in reads(node) if id(t) not in stop]
-    return list(found.values())
 
 
 def cut_inputs(graph: Graph, nodes: Sequence[Node]) -> list[Tensor]:
@@ -186,17 +192,28 @@ def shared_context(
     known = {id(t) for node in graph.nodes for t in node.outputs if t.name in settled}
     context: dict[int, Node] = {}
     for tensor in cut:
-        if id(tensor) in known:
+        is_random = tensor.dtype is None or is_float(onnx_type_of(tensor.dtype))
+        stop = (cut_ids | known) - {id(tensor)}
+        # Alone it needs no walk through the whole model, whose cost would grow with the model.
+        if id(tensor) in known or (not stop and is_random and _is_fed(graph, tensor)):
             continue
-        behind = ancestors([tensor], (cut_ids | known) - {id(tensor)}, _values_read)
+        behind = ancestors([tensor], stop, _values_read)
         made = {id(t) for node in behind for t in node.outputs} | known
         reads = [t for node in behind for t in _values_read(node)]
         free = [t for t in reads if t.name and id(t) not in made and not graph.is_constant(t)]
         leaves = [t for t in free if id(t) not in cut_ids]
-        is_random = tensor.dtype is None or is_float(onnx_type_of(tensor.dtype))
         if len(leaves) < len(free) or not leaves or not is_random:
             context |= {id(node): node for node in behind}
     return sorted_nodes(list(context.values()))
+
+
+def _is_fed(graph: Graph, tensor: Tensor) -> bool:
+    """Whether the values of a tensor depend on those of an input."""
+    return any(
+        t.name and producer_of(t) is None and not graph.is_constant(t)
+        for node in _walk_back([tensor], set(), _values_read)
+        for t in _values_read(node)
+    )
 
 
 def _values_read(node: Node) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -310,10 +310,21 @@ def apply_pass(graph: Graph, pass_: LocalPass[Any]) -> Applied:
             done.refusals.append(Refusal(match.place, reason))
             continue
         index = len(done.rewrites)
-        replacement = pass_.rewrite(graph, match)
+        replacement = _with_own_outputs(pass_.rewrite(graph, match))
         done.rewrites.append(editor.apply(replacement, pass_.name, index, match.place))
     editor.finish()
     return done
+
+
+def _with_own_outputs(proposal: Replacement) -> Replacement:
+    """Puts an Identity where a pass says that a tensor which is there already is the new one."""
+    builder = proposal.builder
+    made = {id(tensor) for node in builder.nodes for tensor in node.outputs}
+    outputs = [
+        (old, new if id(new) in made else builder.node("Identity", [new], new.shape))
+        for old, new in proposal.outputs
+    ]
+    return replace(proposal, outputs=outputs)
 
 
 class _Editor:

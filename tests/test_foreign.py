@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from compiler import foreign
+from compiler.building import run_pass
 from compiler.catalogue import entries, entry
 from compiler.cli import app
 from compiler.errors import UserError
@@ -286,3 +287,51 @@ def test_the_command_lists_them(site):
     listed = {e["name"]: e for e in json.loads(done.stdout)}
     assert listed["acme_up"]["does"].endswith("(from acme-passes 1.2)")
     assert "split_heads" in listed
+
+
+# -- what goes wrong while it runs ----------------------------------------------------------------
+
+LOCAL = """@dataclass(frozen=True)
+class Mine(LocalPass):
+    contract = "exact"
+    def match(self, graph): {match}
+    def guard(self, graph, match): {guard}
+    def rewrite(self, graph, match): {rewrite}
+"""
+WHOLE = """@dataclass(frozen=True)
+class Mine(GraphPass):
+    def simplified(self, graph): {simplified}
+"""
+PLACE = "return [type('Place', (), {'place': 'y'})()]"
+FAILING = {
+    "match": (LOCAL.format(match="return graph.nope", guard="return None", rewrite="return None"),
+              "AttributeError: 'Graph' object has no attribute 'nope' ({path}:12)"),
+    "guard": (LOCAL.format(match=PLACE, guard="return 1 / 0", rewrite="return None"),
+              "ZeroDivisionError: division by zero ({path}:13)"),
+    "rewrite": (LOCAL.format(match=PLACE, guard="return None", rewrite="raise KeyError('b')"),
+                "KeyError: 'b' ({path}:14)"),
+    "simplified": (WHOLE.format(simplified="raise SystemExit(3)"), "SystemExit: 3 ({path}:11)"),
+    "no graph": (WHOLE.format(simplified="return None"),
+                 "TypeError: simplified() returned NoneType, not a Graph ({path}:1)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FAILING)
+def test_what_a_pass_raises_is_one_line_with_its_place(here, graph_of, case):
+    code, message = FAILING[case]
+    (here / "my_pass.py").write_text(HEAD + code)
+    (pass_,) = parse_pipeline("./my_pass.py")
+    with pytest.raises(UserError) as error:
+        run_pass(graph_of("g (float[3] x) => (float[3] y) { y = Relu(x) }"), pass_)
+    expected = message.format(path=here / "my_pass.py")
+    assert str(error.value) == f"pass 'my_pass' (./my_pass.py) fails: {expected}"
+
+
+def test_what_a_pass_of_ours_raises_is_our_bug(graph_of, monkeypatch):
+    def broken(self, graph):
+        raise KeyError("b")
+
+    (pass_,) = parse_pipeline("split_heads")
+    monkeypatch.setattr(type(pass_), "match", broken)
+    with pytest.raises(KeyError):
+        run_pass(graph_of("g (float[3] x) => (float[3] y) { y = Relu(x) }"), pass_)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import onnx
 import pytest
 
 from compiler.graph import PASS_KEY, REWRITE_KEY, SOURCES_KEY, Graph, Tensor
@@ -160,6 +161,30 @@ def test_a_tensor_that_the_new_nodes_wrap_lives_on(graph_of):
         ("Mul", "x", "y/inner"), ("Relu", "y/inner", "y")
     ]  # fmt: skip
     assert graph.nodes[1].outputs[0] is graph.outputs[0]
+
+
+EXISTING = {
+    "an input of what goes": ("a", ["Relu", "Identity", "Abs"]),
+    "a model's input": ("x", ["Identity", "Abs"]),
+    "a constant": ("k", ["Identity", "Abs"]),
+}
+
+
+@pytest.mark.parametrize("case", EXISTING)
+def test_a_tensor_that_is_there_already_takes_the_place_of_another(graph_of, case):
+    """As passes do it that drop a node."""
+
+    def existing(_builder: Builder, tensors: dict[str, Tensor]) -> list[Tensor]:
+        return [tensors[EXISTING[case][0]]]
+
+    graph = graph_of(
+        """g (float[3] x) => (float[3] y) <float[3] k = {1, 2, 3}>
+        { a = Relu(x) b = Add(a, k) y = Abs(b) }"""
+    )
+    (rewrite,) = apply_pass(graph, Replace(("b",), existing)).rewrites
+    assert ops(graph) == EXISTING[case][1]
+    onnx.checker.check_model(graph.to_model(), full_check=True)
+    assert rewrite.title == "test_rewrite#0 at b"
 
 
 def test_new_nodes_that_nothing_needs_are_forgotten(graph_of):
