@@ -170,7 +170,7 @@ def _size(factor: int, atoms: Sequence[str]) -> Dim:
     return Size(factor, tuple(sorted(atoms))) if atoms and factor else factor
 
 
-def _expression(op: str, *parts: Dim) -> Dim:
+def _expression(op: str, *parts: Dim | str) -> Dim:
     """A size of which only this is known: how it is computed."""
     return _size(1, [f"({f' {op} '.join(map(str, parts))})"])
 
@@ -206,16 +206,33 @@ def _broadcast(a: Dim, b: Dim) -> Dim:
     for one, other in ((a, b), (b, a)):
         if one in (1, other) or (isinstance(other, int) and other > 1):
             return other
-        if isinstance(one, Size) and str(other) in _least_parts(one):
+        if _is_capped(one, other):
             return other  # min(c, n) is n, or 1, or no size that broadcasts
-    return _expression("broadcast", *sorted([a, b], key=str))
+    parts = {*_operands(a, "broadcast"), *_operands(b, "broadcast")}
+    return _expression("broadcast", *sorted(parts))
 
 
-def _least_parts(size: Size) -> list[str]:
-    """n for min(c, n) with a number c above 0."""
-    parts = str(size)[1:-1].split(" min ")
-    numbers = [part for part in parts if part.isdecimal() and int(part) > 0]
-    return [part for part in parts if part not in numbers] if len(parts) == 2 and numbers else []
+def _is_capped(size: Dim, whole: Dim) -> bool:
+    """Whether a size is min(c, whole) with a number c above 0."""
+    parts = _operands(size, "min")
+    caps = [part for part in parts if part.isdecimal() and int(part) > 0]
+    return len(caps) == 1 and [part for part in parts if part not in caps] == [str(whole)]
+
+
+def _operands(size: Dim, op: str) -> list[str]:
+    """The texts that an expression of this kind joins; of any other size its own text."""
+    text, depth, parts = str(size), 0, [""]
+    if not (text.startswith("(") and text.endswith(")")):
+        return [text]
+    for word in text[1:-1].split(" "):
+        if word == op and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] = f"{parts[-1]} {word}".strip()
+            depth += word.count("(") - word.count(")")
+            if depth < 0:  # the first parenthesis is not closed by the last: a product
+                return [text]
+    return parts if len(parts) > 1 else [text]
 
 
 # -- the dimensions of an op's output --------------------------------------------------------------
@@ -273,6 +290,13 @@ def _sliced(length: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
     return _expression("slice", length, start, end, step)
 
 
+def _tile(known: Dimensions, node: Node) -> Dims | None:
+    dims, repeats = known.of(node.inputs[0]), known.value(node.inputs[1])
+    if dims is None or repeats is None or len(dims) != repeats.size:
+        return None
+    return tuple(size * count for size, count in zip(dims, repeats, strict=True))
+
+
 def _filled(known: Dimensions, node: Node) -> Dims | None:
     shape = known.value(node.inputs[0])
     return None if shape is None else tuple(shape)
@@ -304,6 +328,7 @@ _RULES: dict[str, _Rule] = {
     "ConstantOfShape": _filled,
     "MatMul": _matmul,
     "Range": _range,
+    "Tile": _tile,
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
 }
 

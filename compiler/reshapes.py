@@ -27,6 +27,15 @@ def settle_reshapes(graph: Graph) -> bool:
     return any(changed)
 
 
+def name_sizes(graph: Graph) -> None:
+    """Gives equal sizes equal names, where onnx's inference has a new one for each."""
+    known = Dimensions(graph)
+    for tensor in (tensor for node in graph.nodes for tensor in node.outputs):
+        dims = known.of(tensor)
+        if dims is not None and not graph.is_output(tensor):
+            tensor.shape = [dim if isinstance(dim, int) else str(dim) for dim in dims]
+
+
 def _settle(graph: Graph, known: Dimensions, node: Node) -> bool:
     values = known.value(node.outputs[0])
     if values is not None and not graph.is_output(node.outputs[0]):

@@ -21,7 +21,7 @@ import onnxsim
 
 from compiler.folding import fold_constants
 from compiler.graph import Graph, Node, Tensor, static_shape
-from compiler.reshapes import settle_reshapes
+from compiler.reshapes import name_sizes, settle_reshapes
 from compiler.rewrite import GraphPass
 from compiler.weights import EMBED_BELOW_NBYTES, is_float, onnx_type_of
 
@@ -44,6 +44,8 @@ class Canonicalize(GraphPass):
             is_done = _wiring(result) == found and _is_static(result)
             if is_done or _wiring(result) == before:
                 break
+        if not _is_static(result):
+            name_sizes(result)
         return result
 
 

@@ -49,6 +49,7 @@ CASES = {
     "a Slice leaves other axes": (f"{SIZES} y = Slice(x, v1, n, v1)",
                                   "b (n slice 1 slice n slice 1) 48"),
     "a Range": (f"{SIZES} k = Squeeze(n, v0) y = Range(s0, k, s1)", "n"),
+    "a Tile": (f"{SIZES} t = Concat<axis=0>(v1, n, v2) y = Tile(x, t)", "b n·n 96"),
     "filled": (f"{SIZES} t = Concat<axis=0>(b, n) y = ConstantOfShape(t)", "b n"),
     "two lengths": ("a = Transpose<perm=[0,2,1]>(z) y = MatMul(x, a)", "b n m"),
     "one after the other": ("y = Concat<axis=1>(x, z)", "b y.1 48"),
@@ -130,3 +131,21 @@ def test_products():
     assert (N + 0, N - 0) == (N, N)
     assert N + B == B + N != N
     assert 1 - N != N - 1
+
+
+NESTED = "g (float[a,3] x, float[b,3] y, float[c,3] z) => (o)"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ("p = Add(x, y) q = Add(y, x) o = Add(p, q)", "(a broadcast b)"),
+        ("p = Add(x, y) q = Add(p, z) r = Add(y, q) o = Add(r, p)", "(a broadcast b broadcast c)"),
+        ("p = Concat<axis=0>(x, y) o = Add(p, z)", "(c broadcast p.0)"),
+    ],
+)
+def test_sizes_that_may_be_one_are_told_once(graph_of, nodes, expected):
+    graph = graph_of(f"{NESTED} {{ {nodes} }}")
+    dims = Dimensions(graph).of(graph.outputs[0])
+    assert dims is not None
+    assert str(dims[0]) == expected
