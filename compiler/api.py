@@ -32,13 +32,15 @@ def build(
     """Builds a model through a pipeline into a folder and returns what its `build.json` holds.
 
     Args:
-        model: a name (`dav2-small`), an official `.pth` checkpoint, an `.onnx` file or a folder
-            with one, or a `torch.nn.Module`, which is exported in evaluation mode.
+        model: a name (`dav2-small`), an official `.pth` checkpoint, `hf:OWNER/NAME` or `hf:FOLDER`
+            (a model of transformers), an `.onnx` file or a folder with one, or a
+            `torch.nn.Module`, which is exported in evaluation mode.
         passes: the pipeline, as `--passes` takes it: names, and paths of your own passes' files.
         inputs: of a module: example tensors by name, for `forward`'s arguments of that name or, if
             there are none, by position; their shapes are the model's.
         output: the folder; `build/NAME` if None. It appears whole or not at all.
-        size: input size of a named model, `350` or height×width `392x518`; 518 if None.
+        size: input size of a named model, `350` or height×width `392x518`, for text the number of
+            tokens; 518, or what an `hf:` model's settings say, if None.
         weights: `auto`, `twin:SEED`, a `.pth` file, a Hugging Face id or folder.
         image: the photo for `depth.png`; a sample if None.
         exporter: which PyTorch exporter writes a named model or a module.

@@ -38,7 +38,8 @@ def build(
         str,
         typer.Argument(
             help="dav2-small|base|large|giant, with -metric-indoor or -metric-outdoor for metres; "
-            "an official .pth checkpoint; or any .onnx file."
+            "an official .pth checkpoint; hf:OWNER/NAME or hf:FOLDER, a model of transformers; "
+            "any .onnx file, or a folder with one."
         ),
     ] = DEFAULT_MODEL,
     passes: Annotated[
@@ -48,13 +49,17 @@ def build(
         Path | None, typer.Option("-o", "--output", help="Folder to write.  [default: build/NAME]")
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="Input size, 350 or HEIGHTxWIDTH 392x518.  [default: 518]")
+        str | None,
+        typer.Option(
+            help="Input size, 350 or HEIGHTxWIDTH 392x518; for text the number of tokens.  "
+            "[default: 518; of hf: models what their settings say]"
+        ),
     ] = None,
     weights: Annotated[
         str,
         typer.Option(
             help="auto, twin:SEED, an official .pth, a Hugging Face id or folder. auto takes the "
-            "Hugging Face weights if they can be had, else a twin."
+            "Hugging Face weights if they can be had, else a twin. hf: models: auto or twin:SEED."
         ),
     ] = "auto",
     image: Annotated[

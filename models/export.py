@@ -1,8 +1,13 @@
 """From a torch module to an ONNX file whose bytes depend on the model alone."""
 
+import contextlib
+import inspect
+import io
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir
 import torch
@@ -35,6 +40,8 @@ class Call:
     input_names: list[str]
     output_names: list[str] | None
     arguments: tuple[torch.Tensor, ...]
+    dynamic: Sequence[Mapping[int, str]] = ()
+    """Names of the axes of each argument that may have other lengths; none if it is empty."""
 
 
 def export_call(call: Call, path: Path, exporter: Exporter, opset: int) -> None:
@@ -60,22 +67,37 @@ def _export_dynamo(call: Call, opset: int) -> onnx_ir.Model:
         opset_version=opset,
         input_names=call.input_names,
         output_names=call.output_names,
+        dynamic_shapes=_dynamic_shapes(call),
         verbose=False,
     )
     assert program is not None, "the dynamo exporter returns a program when it is given no path"
     return program.model
 
 
+def _dynamic_shapes(call: Call) -> Any:
+    """What `forward` takes, with a mapping for each tensor; `*tensors` are one tuple of them."""
+    if not call.dynamic:
+        return None
+    shapes = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in call.dynamic)
+    parameters = inspect.signature(call.module.forward).parameters.values()
+    gathered = [k for k, p in enumerate(parameters) if p.kind == p.VAR_POSITIONAL]
+    return (*shapes[: gathered[0]], shapes[gathered[0] :]) if gathered else shapes
+
+
 def _export_torchscript(call: Call, path: Path, opset: int) -> None:
-    torch.onnx.export(
-        call.module,
-        call.arguments,
-        str(path),
-        dynamo=False,
-        opset_version=opset,
-        input_names=call.input_names,
-        output_names=call.output_names,
-    )
+    axes = {name: dict(axes) for name, axes in zip(call.input_names, call.dynamic, strict=False)}
+    # It prints the whole graph if it fails.
+    with contextlib.redirect_stdout(io.StringIO()):
+        torch.onnx.export(
+            call.module,
+            call.arguments,
+            str(path),
+            dynamo=False,
+            opset_version=opset,
+            input_names=call.input_names,
+            output_names=call.output_names,
+            dynamic_axes=axes or None,
+        )
 
 
 def _save(model: onnx_ir.Model, path: Path) -> None:

@@ -8,6 +8,7 @@ scaled by their fan-in, and queries and keys spread the logits to a standard dev
 import math
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +23,37 @@ _CONVOLUTION_GAIN = 1.4  # behind a ReLU half of the variance is gone (He)
 
 
 @torch.no_grad()
-def give_twin_weights(module: nn.Module, seed: int, draws: Mapping[str, Draw]) -> None:
-    """Draw every weight, running mean and running variance of a module, in place.
-
-    `draws` holds what is special about a network, by regular expressions that find a name.
-    """
+def give_twin_weights(module: nn.Module, seed: int) -> None:
+    """Draw every weight, running mean and running variance of a module, in place."""
     generator = torch.Generator().manual_seed(seed)
+    draws = _special_draws(getattr(module, "config", None))
     for layer, name, weight in _weights(module):
         special = (draw for pattern, draw in draws.items() if re.search(pattern, name))
         draw = next(special, None) or _draw(layer, name, weight)
         half_range = math.sqrt(3) * draw.gain / math.sqrt(_fan_in(layer, name, weight))
         weight.uniform_(draw.mean - half_range, draw.mean + half_range, generator=generator)
+
+
+def _special_draws(config: Any) -> Mapping[str, Draw]:
+    """What is special about a transformers model, by regular expressions that find a name."""
+    match getattr(config, "model_type", None):
+        case "depth_anything" | "dpt":
+            # Lifts the map above zero, where the last ReLU lives: what varies over the image, a sum
+            # of many residuals, must not decide its sign.
+            last = r"head\.(conv3|head\.4)"
+            return {rf"{last}\.weight": Draw(0.0, 0.05), rf"{last}\.bias": Draw(3.0, 0.1)}
+        case "detr":
+            # The residual stages of the backbone add up; beside them positions have to count.
+            return {r"input_projection\.weight": Draw(0.0, 0.1)}
+        case "sam_vision_model":
+            # q·(a row of the table) has the deviation of a logit if the row has that of a scaled
+            # key.
+            head_size = config.hidden_size // config.num_attention_heads
+            return {"rel_pos": Draw(0.0, head_size**-0.5)}
+        case "t5":
+            # T5 does not divide its logits by √D: its queries do.
+            return {r"\.q\.weight": Draw(0.0, _QUERY_GAIN * config.d_kv**-0.5)}
+    return {}
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

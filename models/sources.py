@@ -14,6 +14,7 @@ from typing import Any
 from models import hugging_face
 from models.errors import ModelError
 from models.exporters import Exporter, choose_opset
+from models.sizes import parse_size
 from models.variants import (
     HEADS,
     PATCH,
@@ -64,14 +65,19 @@ def resolve(
 ) -> Source:
     """Decide what `model` means.
 
-    model     a name of the family (`dav2-small-metric-indoor`), or a path to an `.onnx` file, to a
-              folder that holds one (and its external data), or to an official `.pth` checkpoint
-    size      image size in pixels, multiples of 14: `350`, or height×width as `392x518`; 518
-    weights   `auto`, `twin:SEED`, a `.pth` file, a Hugging Face folder or id
+    model     a name of the family (`dav2-small-metric-indoor`); a path to an `.onnx` file, to a
+              folder that holds one (and its external data), or to an official `.pth` checkpoint; or
+              `hf:OWNER/NAME`, `hf:FOLDER`: a transformers model
+    size      image size in pixels: `350`, or height×width as `392x518`; of Depth Anything multiples
+              of 14, 518; of `hf:` what the model's settings say, and for text the number of tokens
+    weights   `auto`, `twin:SEED`, a `.pth` file, a Hugging Face folder or id; of `hf:` its own or
+              a twin's
     exporter  which of PyTorch's two exporters writes the graph, at `opset` (18; torchscript: 17)
 
     Raises ModelError.
     """
+    if model.startswith("hf:"):
+        return _resolve_hub(model.removeprefix("hf:"), size, weights, exporter, opset)
     suffix = Path(model).suffix.lower()
     if suffix == ".onnx" and not Path(model).is_dir():
         _refuse_options(model, size, weights, opset)
@@ -132,6 +138,31 @@ def resolve_module(
     return Source(type(module).__name__, "the module's own", (), write)
 
 
+def _resolve_hub(
+    origin: str, size: str | None, weights: str, exporter: Exporter, opset: int | None
+) -> Source:
+    """Depth Anything V2 under its own name; of other models whatever transformers knows."""
+    for name, variant in VARIANTS.items():
+        if variant.hub_id == origin:
+            weights = origin if weights == "auto" else weights
+            return resolve(name, size=size, weights=weights, exporter=exporter, opset=opset)
+    if weights != "auto" and not weights.startswith("twin:"):
+        raise ModelError(f"hf:{origin} holds its own weights: drop --weights {weights}, or twin:0")
+    _check_twin(weights)
+    from models.hub import read_hub_model, write_hub_model
+
+    opset = choose_opset(exporter, opset)
+    found = read_hub_model(origin, size)
+    write = partial(write_hub_model, model=found, weights=weights, exporter=exporter, opset=opset)
+    told = origin if weights == "auto" else weights
+    return Source(found.name, told, found.notices(weights), write)
+
+
+def _check_twin(weights: str) -> None:
+    if weights.startswith("twin:") and re.fullmatch(r"twin:[0-9]{1,18}", weights) is None:
+        raise ModelError(f"cannot read the weights '{weights}': write twin:0, or another seed")
+
+
 def _refuse_options(model: str, size: str | None, weights: str, opset: int | None) -> None:
     for option, given in (("--size", size), ("--opset", opset)):
         if given is not None:
@@ -169,10 +200,7 @@ def _parse_size(size: str | None) -> tuple[int, int]:
     """Read `350` or `392x518` (height×width)."""
     if size is None:
         return TABLE_SIDE * PATCH, TABLE_SIDE * PATCH
-    match = re.fullmatch(r"([0-9]{1,6})(?:[x×]([0-9]{1,6}))?", size)
-    if match is None:
-        raise ModelError(f"cannot read the size '{size}': write 350, or height×width as 392x518")
-    height, width = int(match[1]), int(match[2] or match[1])
+    height, width = parse_size(size)
     for side in (height, width):
         if side < PATCH or side % PATCH:
             down = max(side // PATCH, 1) * PATCH
@@ -189,8 +217,7 @@ def _choose_weights(variant: Variant, weights: str) -> str:
         hub_id = variant.hub_id
         return hub_id if hub_id and hugging_face.is_available(hub_id) else "twin:0"
     if weights.startswith("twin:"):
-        if re.fullmatch(r"twin:[0-9]{1,18}", weights) is None:
-            raise ModelError(f"cannot read the weights '{weights}': write twin:0, or another seed")
+        _check_twin(weights)
         return weights
     if Path(weights).suffix.lower() == ".pth":
         _check_file_name(_existing(weights), variant)

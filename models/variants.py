@@ -112,5 +112,5 @@ def variant_named(name: str) -> Variant:
     nearest = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.4) or list(VARIANTS)[::3]
     raise ModelError(
         f"unknown model '{name}': nearest names are {', '.join(nearest)}; "
-        "a path ending in .onnx or .pth is a model too"
+        "a path ending in .onnx or .pth is a model too, and hf:OWNER/NAME is Hugging Face's"
     )

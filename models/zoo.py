@@ -9,7 +9,7 @@ import contextlib
 import importlib.util
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +18,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from models.depth_anything import MEAN, STD, DepthMap, empty_network
+from models.depth_anything import DepthMap, empty_network
 from models.export import Call, export_call
 from models.exporters import choose_opset
 from models.layer_twin import give_twin_weights
+from models.network import Network
 from models.quiet import quiet
-from models.twin import Draw, twin_state_dict
+from models.twin import twin_state_dict
 from models.variants import RELATIVE, Encoder, Variant
 
 ZooExporter = Literal["dynamo", "torchscript", "skl2onnx"]
@@ -41,6 +42,8 @@ class Example:
     inputs: dict[str, Tensor]
     """What it is traced on, by the names that the ONNX inputs get."""
     outputs: tuple[str, ...] = ("output",)
+    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    """Axes that a dynamic export leaves open, where the rule (`_open_axes`) is not enough."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Family:
     unsupported: Mapping[ZooExporter, str] = field(default_factory=dict)
     """The reason why an exporter can't export it."""
     exporters: tuple[ZooExporter, ...] = ("dynamo", "torchscript")
+    fixed: str | None = None
+    """The reason why it has no dynamic export."""
 
     @property
     def is_installed(self) -> bool:
@@ -72,28 +77,45 @@ def write(
     *,
     opset: int | None = None,
     attention: Literal["eager", "sdpa"] | None = None,
+    is_dynamic: bool = False,
 ) -> Path:
     """Export a family into `folder`, in silence, and return the path of the ONNX file.
 
     `opset` defaults to the exporter's own (dynamo 18, torchscript 17), `attention` to what
-    transformers takes unless told otherwise (SAM does not let itself be told).
+    transformers takes unless told otherwise (SAM does not let itself be told). A dynamic export
+    takes batches of any size, and texts of any length.
     """
     path = folder / f"{family.name}_{exporter}.onnx"
-    # torch prints its progress, and the whole graph if it fails.
-    with contextlib.redirect_stdout(io.StringIO()), quiet():
+    with contextlib.redirect_stdout(io.StringIO()), quiet():  # torch prints its progress
         example = family.build()
         if exporter == "skl2onnx":
-            _write_forest(example, path)
+            _write_forest(example, path, is_dynamic=is_dynamic)
             return path
         if attention is not None:
             set_attention(example.module, attention)
-        export_call(_call(example), path, exporter, choose_opset(exporter, opset))
+        call = _dynamic_call(example) if is_dynamic else _call(example)
+        export_call(call, path, exporter, choose_opset(exporter, opset))
     return path
 
 
 def _call(example: Example) -> Call:
     names, arguments = list(example.inputs), tuple(example.inputs.values())
     return Call(example.module, names, list(example.outputs), arguments)
+
+
+def _dynamic_call(example: Example) -> Call:
+    """The same with a batch of two, as an axis of length one counts as fixed, and open axes."""
+    call = _call(example)
+    pairs = tuple(torch.cat((tensor, tensor)) for tensor in call.arguments)
+    axes = [example.dynamic.get(n) or _open_axes(n, t) for n, t in example.inputs.items()]
+    return replace(call, arguments=pairs, dynamic=axes)
+
+
+def _open_axes(name: str, tensor: Tensor) -> dict[int, str]:
+    """The batch, and of a text its tokens; a decoder's text has a length of its own."""
+    if tensor.is_floating_point() or tensor.ndim != 2:
+        return {0: "batch"}
+    return {0: "batch", 1: "decoder_tokens" if name.startswith("decoder_") else "tokens"}
 
 
 def set_attention(module: nn.Module, attention: Literal["eager", "sdpa"]) -> None:
@@ -103,11 +125,14 @@ def set_attention(module: nn.Module, attention: Literal["eager", "sdpa"]) -> Non
             model.set_attn_implementation(attention)
 
 
-def _write_forest(example: Example, path: Path) -> None:
+def _write_forest(example: Example, path: Path, *, is_dynamic: bool) -> None:
     import skl2onnx
     from skl2onnx.common.data_types import FloatTensorType
 
-    types = [(name, FloatTensorType(list(rows.shape))) for name, rows in example.inputs.items()]
+    types = [
+        (name, FloatTensorType([None if is_dynamic else rows.shape[0], rows.shape[1]]))
+        for name, rows in example.inputs.items()
+    ]
     model = skl2onnx.convert_sklearn(
         example.module, initial_types=types, target_opset={"": FOREST_OPSET, "ai.onnx.ml": 3}
     )
@@ -115,29 +140,6 @@ def _write_forest(example: Example, path: Path) -> None:
 
 
 # -- what the families are built from --------------------------------------------------------------
-
-
-class Network(nn.Module):
-    """A transformers model as a function of tensors with one tensor as its result."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, inputs: Mapping[str, Tensor], output: str) -> None:
-        super().__init__()
-        self.model = model
-        self.names = tuple(inputs)
-        self.output = output
-        self.register_buffer("mean", torch.tensor(MEAN).reshape(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).reshape(1, 3, 1, 1))
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """Pass the inputs on by name, images normalized."""
-        inputs = dict(zip(self.names, tensors, strict=True))
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = (inputs["pixel_values"] - self.mean) / self.std
-        result: Tensor = self.model(**inputs, return_dict=True)[self.output]
-        return result
 
 
 class CachedDecoder(nn.Module):
@@ -190,14 +192,11 @@ def _two_convolutions(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def _example(
-    model: Any,
-    inputs: Mapping[str, Tensor],
-    output: str = "last_hidden_state",
-    draws: Mapping[str, Draw] | None = None,
+    model: Any, inputs: Mapping[str, Tensor], output: str = "last_hidden_state"
 ) -> Example:
     """Give a model twin weights and wrap it."""
-    give_twin_weights(model, 0, draws or {})
-    module = Network(model.eval().requires_grad_(False), inputs, output)
+    give_twin_weights(model, 0)
+    module = Network(model.eval().requires_grad_(False), list(inputs), output)
     return Example(module, dict(inputs))
 
 
@@ -225,12 +224,10 @@ _SIZES = {
 _DINO = {"hidden_size": 48, "num_attention_heads": 4, "mlp_ratio": 2}
 
 
-def _transformers(
-    kind: str, config: dict[str, Any], inputs: Mapping[str, Tensor], **example: Any
-) -> Example:
+def _transformers(kind: str, config: dict[str, Any], inputs: Mapping[str, Tensor]) -> Example:
     """The model class `kind` of transformers under its configuration class."""
     model = getattr(transformers, f"{kind}Model")
-    return _example(model(model.config_class(**config)), inputs, **example)
+    return _example(model(model.config_class(**config)), inputs)
 
 
 # -- families that take more than a configuration -------------------------------------------------
@@ -246,7 +243,7 @@ def _depth_anything_v1() -> Example:
         neck_hidden_sizes=[8, 12, 16, 24], fusion_hidden_size=16, head_hidden_size=8,
     )  # fmt: skip
     model = transformers.DepthAnythingForDepthEstimation(config)
-    return _example(model, _image(70, 56), "predicted_depth", _POSITIVE_DEPTH)
+    return _example(model, _image(70, 56), "predicted_depth")
 
 
 def _depth_anything_v2() -> Example:
@@ -258,21 +255,14 @@ def _depth_anything_v2() -> Example:
     return Example(DepthMap(network, 70, 56), {"image": image}, ("depth",))
 
 
-def _dpt() -> Example:
+def _dpt(side: int, **config: Any) -> Example:
     backbone = transformers.Dinov2Config(
-        image_size=70, patch_size=14, num_hidden_layers=4, reshape_hidden_states=False,
+        image_size=side, patch_size=14, num_hidden_layers=4, reshape_hidden_states=False,
         out_features=["stage1", "stage2", "stage3", "stage4"], apply_layernorm=False, **_DINO,
     )  # fmt: skip
-    config = transformers.DPTConfig(
-        backbone_config=backbone, neck_hidden_sizes=[8, 12, 16, 24], fusion_hidden_size=16,
-        is_hybrid=False, add_projection=False,
-    )  # fmt: skip
-    model = transformers.DPTForDepthEstimation(config)
-    return _example(model, _image(70, 70), "predicted_depth", _POSITIVE_DEPTH)
-
-
-# Lifts the map above zero, where the last ReLU lives.
-_POSITIVE_DEPTH = {r"head\.(conv3|head\.4)\.bias": Draw(3.0, 0.1)}
+    config = {"backbone_config": backbone, "neck_hidden_sizes": [8, 12, 16, 24], **config}
+    model = transformers.DPTForDepthEstimation(transformers.DPTConfig(**config))
+    return _example(model, _image(side, side - 14), "predicted_depth")
 
 
 def _sam() -> Example:
@@ -282,10 +272,7 @@ def _sam() -> Example:
     )  # fmt: skip
     from transformers.models.sam.modeling_sam import SamVisionEncoder
 
-    # q·(a row of the table) has the deviation of a logit if the row has that of a scaled key.
-    return _example(
-        SamVisionEncoder(config), _image(64, 64), draws={"rel_pos": Draw(0.0, 12**-0.5)}
-    )
+    return _example(SamVisionEncoder(config), _image(64, 64))
 
 
 def _detr() -> Example:
@@ -300,9 +287,7 @@ def _detr() -> Example:
         "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
     }  # fmt: skip
     mask = {"pixel_mask": torch.ones(1, 96, 64, dtype=torch.long)}
-    # The residual stages of the backbone add up; beside them positions have to count.
-    draws = {r"input_projection\.weight": Draw(0.0, 0.1)}
-    return _transformers("Detr", config, {**_image(96, 64), **mask}, draws=draws)
+    return _transformers("Detr", config, {**_image(96, 64), **mask})
 
 
 def _t5() -> Example:
@@ -311,8 +296,7 @@ def _t5() -> Example:
         "num_heads": 4,
     }  # fmt: skip
     inputs = {**_text(9), "decoder_input_ids": _ids(5)}
-    # T5 does not divide its logits by √D: its queries do.
-    return _transformers("T5", config, inputs, draws={r"\.q\.weight": Draw(0.0, 1.75 * 8**-0.5)})
+    return _transformers("T5", config, inputs)
 
 
 def _whisper() -> Example:
@@ -334,13 +318,15 @@ _LLAMA = {**_SIZES, "vocab_size": VOCABULARY, "num_key_value_heads": 2}
 
 def _llama_cached() -> Example:
     model = transformers.LlamaModel(transformers.LlamaConfig(**_LLAMA))
-    give_twin_weights(model, 0, {})
+    give_twin_weights(model, 0)
     generator = torch.Generator().manual_seed(0)
     names = [f"past_{i}_{what}" for i in range(2) for what in ("key", "value")]
     past = {name: torch.randn(1, 2, 7, 12, generator=generator) for name in names}
     inputs = {"input_ids": _ids(3), "attention_mask": torch.ones(1, 10, dtype=torch.long), **past}
     outputs = ("output", *(name.replace("past", "present") for name in names))
-    return Example(CachedDecoder(model.eval().requires_grad_(False)), inputs, outputs)
+    dynamic = {name: {0: "batch", 2: "past"} for name in names}
+    dynamic["attention_mask"] = {0: "batch", 1: "past_and_tokens"}
+    return Example(CachedDecoder(model.eval().requires_grad_(False)), inputs, outputs, dynamic)
 
 
 def _regressor(kind: str) -> Example:
@@ -359,8 +345,12 @@ FAMILIES: tuple[Family, ...] = (
     Family("depth-anything-v1", "separate QKV, layer scale, a convolutional head",
            _depth_anything_v1, 4),
     Family("depth-anything-v2", "fixed positions, the normalization inside",
-           _depth_anything_v2, 4),
-    Family("dpt", "the class token read out into every patch", _dpt, 4),
+           _depth_anything_v2, 4, fixed="its graph is for one image of one size, on purpose"),
+    Family("dpt-dinov2-relative", "the class token read out into every patch",
+           partial(_dpt, 70, fusion_hidden_size=16), 4),
+    # As facebook/dpt-dinov2-small-nyu and -kitti are, down to the 256 features of the projection.
+    Family("dpt-dinov2-nyu", "the same, with a projection before the head and bias-free fusion",
+           partial(_dpt, 42, add_projection=True, use_bias_in_fusion_residual=False), 4),
     Family("dinov2-registers", "register tokens", partial(
         _transformers, "Dinov2WithRegisters",
         {"image_size": 32, "patch_size": 8, "num_hidden_layers": 2, **_DINO}, _image(),

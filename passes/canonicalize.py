@@ -12,7 +12,10 @@ Contract: algebraic; the driver finds what changed and proves each piece.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,7 +130,8 @@ def _through_onnxsim(graph: Graph) -> Graph:
     visible = [tensor for tensor in model.graph.initializer if tensor.name not in held]
     stand_ins = [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in stubs]
     given, declared = model.graph.input, model.graph.output
-    model, _ = onnxsim.simplify(_with(model, visible, [*given, *stand_ins]))
+    with _silence():  # of each node that it can't fold onnxsim says so
+        model, _ = onnxsim.simplify(_with(model, visible, [*given, *stand_ins]))
     model = _with(model, [*model.graph.initializer, *stubs], given)
     # A size that only onnxsim knows is no one's promise; `Graph` infers what the model itself says.
     del model.graph.output[:], model.graph.value_info[:]
@@ -135,6 +139,20 @@ def _through_onnxsim(graph: Graph) -> Graph:
     result = Graph(model, graph.folder, held)
     _restore_metadata(result, graph)
     return result
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Drops what C++ code writes to the process's standard error."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nothing:  # noqa: PTH123 - /dev/null is no path to speak of
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _restore_metadata(graph: Graph, before: Graph) -> None:

@@ -14,11 +14,13 @@ OURS = {"compiler", "models", "passes", "tools", "tests"}
 GRAPH_LAYER = {
     "compiler.attention",
     "compiler.batching",
+    "compiler.dimensions",
     "compiler.folding",
     "compiler.graph",
     "compiler.network",
     "compiler.opsets",
     "compiler.region",
+    "compiler.reshapes",
     "compiler.rewrite",
     "compiler.shapes",
     "compiler.slicing",

@@ -3,6 +3,7 @@
 import json
 import re
 
+import onnx
 import pytest
 import typer
 from rich.console import Console
@@ -18,10 +19,6 @@ QUICK = {
     ("t5", "dynamo"), ("llama", "torchscript"), ("llama-cache", "torchscript"),
     ("unet", "torchscript"), ("random-forest", "skl2onnx"), ("gradient-boosting", "skl2onnx"),
 }  # fmt: skip
-# What does not work yet, and why; whoever mends it takes the line out.
-BROKEN = {
-    ("whisper", "torchscript"): "a random mask at the cut hides every key: UNVERIFIED",
-}
 # Slices of graph inputs, which nothing can take apart: keys and values of two heads and layers.
 SLICES_LEFT = {"llama-cache": 8}
 
@@ -29,9 +26,6 @@ SLICES_LEFT = {"llama-cache": 8}
 def member(family: Family, exporter: str) -> object:
     """The family and exporter as a test's parameters, with its marks and a readable id."""
     marks = [] if (family.name, exporter) in QUICK else [pytest.mark.slow]
-    if (family.name, exporter) in BROKEN:
-        reason = BROKEN[family.name, exporter]
-        marks.append(pytest.mark.xfail(strict=True, reason=reason))
     if not family.is_installed:
         marks.append(pytest.mark.skip(reason="needs the extra zoo"))
     return pytest.param(family, exporter, marks=marks, id=f"{family.name}-{exporter}")
@@ -58,10 +52,7 @@ def test_every_attention_of_several_heads_is_split_and_proven(family, exporter, 
     assert row.slices_left == SLICES_LEFT.get(family.name, 0)
     assert row.status == "pass", (row.float64, row.float32)
     assert row.is_unchanged == (family.attentions == 0)
-    nothing = (
-        "pass 'split_heads' rewrote nothing: model: nothing to split: "
-        "no Softmax weighs values, and there is no Attention op"
-    )
+    nothing = "nothing to split: no Softmax weighs values, and there is no Attention op"
     assert row.note == ("" if family.attentions else nothing)
 
 
@@ -70,6 +61,25 @@ def test_every_attention_of_several_heads_is_split_and_proven(family, exporter, 
 def test_attention_as_transformers_writes_it_out(name, tmp_path):
     row = measure(family_named(name), "torchscript", tmp_path, attention="eager")
     assert (row.status, row.slices_left) == ("pass", 0)
+
+
+# Every family either way: `python -m tools.zoo --dynamic`.
+@pytest.mark.parametrize(
+    ("name", "exporter"),
+    [("vit", "dynamo"), ("vit", "torchscript"), ("bert", "dynamo"), ("bert", "torchscript")],
+)
+def test_batches_of_any_size_and_texts_of_any_length(name, exporter, tmp_path):
+    row = measure(family_named(name), exporter, tmp_path, is_dynamic=True)
+    assert (row.failure, row.split, row.unexplained, row.refusals) == (None, 2, 0, [])
+    assert (row.status, row.slices_left) == ("pass", 0), (row.float64, row.float32)
+    graph = onnx.load(tmp_path / f"{name}_{exporter}.onnx", load_external_data=False).graph
+    open_axes = [[bool(d.dim_param) for d in i.type.tensor_type.shape.dim] for i in graph.input]
+    assert open_axes == ([[True, False, False, False]] if name == "vit" else [[True, True]] * 2)
+
+
+def test_what_is_fixed_on_purpose_is_told(tmp_path):
+    row = measure(family_named("depth-anything-v2"), "torchscript", tmp_path, is_dynamic=True)
+    assert row.unsupported == "its graph is for one image of one size, on purpose"
 
 
 def test_one_attention_op_a_layer(tmp_path):
@@ -113,6 +123,8 @@ STATUS = {
     "lost on the way": ("fail", Row("a", "dynamo", 18, 2, 0, 1, 1)),
     "unverified": ("UNVERIFIED", Row("a", "dynamo", 18, 2, 0, 2, 2, float64=GUESSED)),
     "failed": ("fail", Row("a", "dynamo", failure="UserError: no")),
+    "nothing to split": ("pass", Row("a", "dynamo", 18, note="nothing", is_unchanged=True)),
+    "changed all the same": ("fail", Row("a", "dynamo", 18, note="nothing")),
     "no export": ("pass", Row("a", "dynamo", None, 2, unsupported="no such op")),
 }
 
@@ -153,12 +165,16 @@ def test_the_table_shows_everything_that_is_not_as_it_should_be():
         STATUS["unverified"][1],
         STATUS["failed"][1],
         STATUS["no export"][1],
+        STATUS["nothing to split"][1],
+        STATUS["changed all the same"][1],
     ])  # fmt: skip
     for wanted in (
         r"1 of 2", r"a dynamo: 1 attention neither split nor refused",
         r"b dynamo: left y alone: it \[is\] a batch", r"a dynamo: float64: UNVERIFIED: a reason",
         r"a dynamo: UserError: no", r"a dynamo: no such op",
-        r"2 families, 4 models built, 1 failed; 5 of 7 attentions split, 1 refused,",
+        r"a dynamo: unchanged, byte for byte: nothing",
+        r"a dynamo: changed, though there is nothing",
+        r"2 families, 6 models built, 1 failed; 5 of 7 attentions split, 1 refused,",
     ):  # fmt: skip
         assert re.search(wanted, text), f"{wanted!r} is not in\n{text}"
 

@@ -3,6 +3,7 @@
     python -m tools.zoo                                   # all of them: minutes
     python -m tools.zoo --family swin --family t5 --exporter torchscript
     python -m tools.zoo --family vit --opset 23 --json    # one Attention op a layer
+    python -m tools.zoo --dynamic --exporter dynamo       # batches of any size, texts of any length
 
 Exit code 1 if anything is wrong, left unexplained or unverified.
 """
@@ -60,10 +61,12 @@ class Row:
     float32: dict[str, Any] | None = None
     seconds: float = 0.0
     """Of the build with its verification, without the export."""
+    is_dynamic: bool = False
+    """Whether batches may have any size, and texts any length."""
     is_unchanged: bool = False
     """Whether split_heads left every byte as it was, and"""
     note: str = ""
-    """what it said about that."""
+    """why there is nothing to split in it."""
     unsupported: str | None = None
     """Why it can't be exported."""
     failure: str | None = None
@@ -82,6 +85,7 @@ class Row:
     def status(self) -> str:
         """The worst that happened: pass, UNVERIFIED, fail."""
         is_wrong = self.failure is not None or self.unexplained != 0
+        is_wrong = is_wrong or (self.note != "" and not self.is_unchanged)
         if self.unsupported is not None:
             return "pass"
         proofs = [proof["status"] for proof in (self.float64, self.float32) if proof is not None]
@@ -95,10 +99,15 @@ def measure(
     *,
     opset: int | None = None,
     attention: Literal["eager", "sdpa"] | None = None,
+    is_dynamic: bool = False,
 ) -> Row:
     """Exports a family and builds it in `folder`; what goes wrong is in the row."""
-    row = Row(family.name, exporter, opset, family.attentions, family.one_head)
+    row = Row(
+        family.name, exporter, opset, family.attentions, family.one_head, is_dynamic=is_dynamic
+    )
     row.unsupported = family.unsupported.get(exporter)
+    if is_dynamic and family.fixed is not None:
+        row.unsupported = family.fixed
     if not family.is_installed:
         row.unsupported = "not installed: pip install -e '.[zoo]' -c constraints.txt"
     if row.unsupported is None:
@@ -118,7 +127,9 @@ def _build(
     import compiler
     from models.zoo import write
 
-    path = write(family, folder, exporter, opset=opset, attention=attention)
+    path = write(
+        family, folder, exporter, opset=opset, attention=attention, is_dynamic=row.is_dynamic
+    )
     versions = onnx.load(path, load_external_data=False).opset_import
     row.opset = next(opset.version for opset in versions if opset.domain in ("", "ai.onnx"))
     start = time.perf_counter()
@@ -137,7 +148,7 @@ def _fill(row: Row, record: dict[str, Any]) -> None:
     row.slices_left = split["slices_left"]
     row.float64 = _worst([stage["float64"] for stage in record["stages"]])
     row.float32 = _worst([stage["float32"] for stage in record["stages"]])
-    row.note = "; ".join(split["notes"])
+    row.note = "; ".join(r["reason"] for r in split["refusals"] if r["place"] == WHOLE_MODEL)
     files = record["files"]
     row.is_unchanged = files["01_canonicalize.onnx"] == files["02_split_heads.onnx"]
 
@@ -185,6 +196,9 @@ def main(
     attention: Annotated[
         str | None, typer.Option(help="eager or sdpa; else what transformers takes.")
     ] = None,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="Batches of any size, texts of any length.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Builds each family from each exporter and prints a table."""
@@ -192,7 +206,7 @@ def main(
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     errors = Console(stderr=True)
     rows = []
-    for row in _rows(family, exporter, opset, attention):
+    for row in _rows(family, exporter, opset, attention, is_dynamic=dynamic):
         errors.print(f"[dim]{row.family} {row.exporter} {row.seconds:.1f} s[/]")
         rows.append(row)
     if as_json:
@@ -203,8 +217,9 @@ def main(
 
 
 def _rows(
-    names: list[str] | None, exporters: list[str] | None, opset: int | None, attention: str | None
-) -> Iterator[Row]:
+    names: list[str] | None, exporters: list[str] | None, opset: int | None, attention: str | None,
+    *, is_dynamic: bool,
+) -> Iterator[Row]:  # fmt: skip
     from models.zoo import FAMILIES
 
     known = [family.name for family in FAMILIES]
@@ -217,7 +232,7 @@ def _rows(
             if family.name in (names or known) and exporter in (exporters or family.exporters):
                 with tempfile.TemporaryDirectory() as folder:
                     yield measure(
-                        family, exporter, Path(folder), opset=opset,
+                        family, exporter, Path(folder), opset=opset, is_dynamic=is_dynamic,
                         attention=attention,  # type: ignore[arg-type]
                     )  # fmt: skip
 
@@ -277,8 +292,10 @@ def _remarks(row: Row) -> Iterator[tuple[str, str]]:
     elif row.unsupported is None and row.unexplained:
         more = "s" if row.unexplained != 1 else ""
         yield "red", f"{row.unexplained} attention{more} neither split nor refused"
-    if row.note:
-        yield "dim", row.note
+    if row.note and row.is_unchanged:
+        yield "dim", f"unchanged, byte for byte: {row.note}"
+    elif row.note:
+        yield "red", f"changed, though there is {row.note}"
     for refusal in row.refusals:
         yield "default", f"left {refusal['place']} alone: {refusal['reason']}"
     for rung, proof in (("float64", row.float64), ("float32", row.float32)):

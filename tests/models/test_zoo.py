@@ -18,7 +18,7 @@ UNUSED = re.compile(
     r"mask_token|pooler|\bk_proj\.bias|\bkey\.bias"
     r"|fusion_stage\.layers\.0\.residual_layer1"
     r"|backbone\.layernorm"  # DPT reads the layers as they are
-    r"|model\.post_layernorm"  # of CLIP's pooled output
+    r"|module\.post_layernorm"  # of CLIP's pooled output
     # DETR's decoder begins with zeros: all values of its first self attention are equal.
     r"|decoder\.layers\.0\.self_attn\.[qkv]_proj"
 )
@@ -49,6 +49,14 @@ def test_every_weight_moves_the_output(family):
     (first * torch.randn(first.shape, generator=generator)).sum().backward()
     still = [n for n, p in module.named_parameters() if p.grad is None or not p.grad.abs().max()]
     assert [n for n in still if not UNUSED.search(n)] == []
+
+
+@pytest.mark.parametrize("name", ["depth-anything-v1", "dpt-dinov2-relative", "dpt-dinov2-nyu"])
+@torch.no_grad()
+def test_no_depth_is_cut_off_by_the_last_relu(name):
+    (family,) = (family for family in FAMILIES if family.name == name)
+    example = family.build()
+    assert example.module(*example.inputs.values()).min() > 0
 
 
 def spread(logits: torch.Tensor) -> float:
