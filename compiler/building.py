@@ -23,6 +23,7 @@ from compiler.progress import Progress, nothing
 from compiler.records import finite, json_text
 from compiler.region import TensorType
 from compiler.rewrite import Applied, GraphPass, LocalPass, Pass, Rewrite, apply_pass
+from compiler.rewrites import REWRITES_NAME, RecordedRewrite, record_of
 from compiler.weights import WeightsFile
 
 Verify = Literal["each", "final", "full", "none"]
@@ -62,6 +63,8 @@ class Stage:
     path: Path
     report: StageReport
     rewrites: list[Rewrite] = field(default_factory=list)
+    recorded: list[RecordedRewrite] = field(default_factory=list)
+    """The rewrites by name, with their proofs once they are verified."""
 
 
 def run_pass(graph: Graph, pass_: Pass) -> tuple[Graph, Applied]:
@@ -110,13 +113,15 @@ class Builder:
 
     def _finished(self, graph: Graph, report: StageReport, done: Applied, start: float) -> Stage:
         path = self.folder / f"{report.stage}.onnx"
+        # Before the new weights are written: then they no longer know how they were made.
+        recorded = [RecordedRewrite.of(rewrite, None) for rewrite in done.rewrites]
         nbytes = self.weights.path.stat().st_size
         graph.save(path, self.weights)
         report.seconds = time.perf_counter() - start
         report.nodes_after = len(graph.nodes)
         report.new_weights_nbytes = self.weights.path.stat().st_size - nbytes
         report.peak_memory_nbytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return Stage(graph, path, report, done.rewrites)
+        return Stage(graph, path, report, done.rewrites, recorded)
 
     def _refuse_noop(self, pass_: Pass, applied: Applied, report: StageReport) -> None:
         reasons = [f"{refusal.place}: {refusal.reason}" for refusal in applied.refusals[:5]]
@@ -229,6 +234,8 @@ def build_stages(
             verifier.check(stage, pass_, is_last=number == len(passes))
         stages.append(stage)
     shutil.copyfile(stages[-1].path, folder / MODEL_NAME)
+    recorded = {stage.report.stage: stage.recorded for stage in stages[1:]}
+    write_json(folder / REWRITES_NAME, record_of(recorded))
     return stages
 
 
@@ -266,6 +273,7 @@ def _files(stages: Sequence[Stage]) -> Iterator[Path]:
         yield stage.path
     yield stages[0].path.parent / MODEL_NAME
     yield stages[0].path.parent / WEIGHTS_NAME
+    yield stages[0].path.parent / REWRITES_NAME
 
 
 _CANNOT_WRITE = {

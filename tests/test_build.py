@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from compiler.building import build_stages, sha256
 from compiler.errors import UserError
 from compiler.graph import PASS_KEY, REWRITE_KEY, SOURCES_KEY
 from compiler.pipeline import parse_pipeline, pipeline_text
+from compiler.rewrites import read_rewrites
 from compiler.verify.whole import Float32Model
 
 PASSES = PIPELINE.removeprefix("canonicalize,")
@@ -110,7 +112,7 @@ def build(tmp_path_factory, depth_model):
 
 def test_the_folder_holds_every_stage(build):
     folder, _ = build
-    files = {"model.onnx", "weights.bin", "build.json", "depth.png"}
+    files = {"model.onnx", "weights.bin", "build.json", "rewrites.json", "depth.png"}
     assert set(contents(folder)) == files | {f"{stage}.onnx" for stage in STAGES}
     assert leftovers(folder.parent) == [folder.name]
 
@@ -155,7 +157,9 @@ def test_build_json_says_what_was_built(build):
     assert record["inputs"] == {"image": "float[1×3×64×72]"}
     assert record["outputs"] == {"depth": "float[1×1×64×72]"}
     assert record["files"] == {
-        path.name: sha256(path) for path in folder.iterdir() if path.suffix in (".onnx", ".bin")
+        path.name: sha256(path)
+        for path in folder.iterdir()
+        if path.suffix in (".onnx", ".bin") or path.name == "rewrites.json"
     }
     assert record["versions"]["onnx"] == onnx.__version__
     assert [stage["stage"] for stage in record["stages"]] == STAGES
@@ -188,6 +192,50 @@ def test_build_json_says_how_each_pass_was_checked(build, name):
         assert proof["status"] == "pass"
         assert proof["error"] <= proof["bound"]
     assert stage["float64"]["bound"] == (1e-12 if name == "split_heads" else 1e-10)
+
+
+def test_the_rewrites_of_each_stage_are_recorded(build):
+    """Together they are what changed between two stages; each with its cut and its proof."""
+    folder, record = build
+    recorded = read_rewrites(folder)
+    reports = {stage["stage"]: stage for stage in record["stages"]}
+    assert list(recorded) == list(reports)[1:]
+    for (before, after), rewrites in zip(pairwise(reports), recorded.values(), strict=True):
+        old, new = (nodes_of(folder / f"{stage}.onnx") for stage in (before, after))
+        assert len(rewrites) == reports[after]["rewrites"]
+        removed = [name for rewrite in rewrites for name in rewrite.removed]
+        added = [name for rewrite in rewrites for name in rewrite.added]
+        assert sorted(removed) == sorted(old - new)
+        assert sorted(added) == sorted(new - old)
+        assert all(rewrite.float64["status"] == "pass" for rewrite in rewrites)
+        assert sum(rewrite.slices_left for rewrite in rewrites) == reports[after]["slices_left"]
+
+
+def test_a_recorded_rewrite_says_how_each_weight_was_made(build):
+    folder, _ = build
+    first, *_ = read_rewrites(folder)["04_split_heads"]
+    assert first.title == f"split_heads#0 at {first.place}"
+    assert list(first.inputs.values()) == ["float[1×21×96]"]
+    assert list(first.outputs.values()) == ["float[1×21×96]"]
+    slices = [how for how in first.weights.values() if how.endswith("[:, 16:32]")]
+    assert len(slices) == 3  # of the query's, the key's and the value's weights
+    held = {t.name for t in onnx.load(folder / "04_split_heads.onnx").graph.initializer}
+    assert set(first.weights) <= held
+
+
+DAMAGED = ["", "{}", "[]", '{"schema": 0, "stages": {}}',
+           '{"schema": 1, "stages": {"a": [{"title": "b"}]}}']  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_record_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "rewrites.json").write_text(content)
+    with pytest.raises(UserError, match=r"rewrites\.json: .*build it again"):
+        read_rewrites(tmp_path)
+
+
+def nodes_of(path: Path) -> set[str]:
+    return {node.name for node in onnx.load(path, load_external_data=False).graph.node}
 
 
 def test_every_new_node_says_where_it_comes_from(build):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,6 +116,7 @@ class Verifier:
         for done, rewrite in enumerate(stage.rewrites):
             self._progress(f"proving {pass_.name}", done, len(stage.rewrites))
             proof = prove(rewrite, pass_, sizes=sizes)
+            stage.recorded[done] = replace(stage.recorded[done], float64=asdict(proof))
             if proof.status == "fail":
                 folder = write_reproducer(self._failures, rewrite, pass_, proof, sizes=sizes)
                 raise VerificationError(
