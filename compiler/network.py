@@ -50,13 +50,18 @@ def image_and_map(signature: Signature, image: str = "", result: str = "") -> tu
 
     Args:
         signature: may have other inputs and outputs, too.
-        image: the input that is meant; if empty, the only one that is an image.
+        image: the input that is meant; if empty, the only one that is an image, or of several
+            the only one that is grey or in colour (keys and values have four dimensions, too).
         result: the output that is meant; if empty, the only one that is a map.
 
     Raises:
         NoMap: if there is none, or no telling which.
     """
     images = {name: _is_image(kind) for name, kind in signature.inputs.items()}
+    pictures = {name: fits and (signature.inputs[name].shape or ())[1] in (1, 3)
+                for name, fits in images.items()}  # fmt: skip
+    if not image and sum(pictures.values()) == 1:
+        images = pictures
     maps = {name: len(kind.fixed_shape or ()) >= 3 and kind.is_float
             for name, kind in signature.outputs.items()}  # fmt: skip
     return (

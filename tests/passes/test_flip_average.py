@@ -158,6 +158,16 @@ def test_other_inputs_and_outputs_stay(tmp_path):
     assert error_in_float32(result, PLUGGED, tmp_path) < 1e-6
 
 
+def test_of_several_inputs_the_one_in_colour_is_the_image():
+    """Keys and values of a cache have four dimensions, too."""
+    text = (
+        "g (float[1,2,6,8] keys, float[1,3,6,8] x) => (float[1,3,6,8] y) "
+        "{ k = ReduceSum(keys) a = Abs(x) y = Add(a, k) }"
+    )
+    (rewrite,) = applied(text, FlipAverage()).done.rewrites
+    assert [call.inputs["x"] for call in rewrite.calls] == ["x", "flip_average/Gather"]
+
+
 def test_a_batch_shares_another_input(tmp_path):
     """Each image meets the same k; the batch is repeated where it has to be."""
     text = """g (float[1,3,6,8] x, float[1,3,6,8] k) => (float[1,6,8] y) {
