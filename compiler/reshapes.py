@@ -9,7 +9,7 @@ Transpose(x[batch×4×tokens×12], (0, 1, 3, 2))
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -22,9 +22,30 @@ from compiler.weights import Array, NewWeight
 def settle_reshapes(graph: Graph) -> bool:
     """Rewrites, in place, what the dimensions allow; whether there was anything."""
     known = Dimensions(graph)
-    changed = [_settle(graph, known, node) for node in graph.nodes]
+    first = _first_of_each_shape(graph, known)
+    changed = [_settle(graph, known, node) or _ask_the_first(known, node, first)
+               for node in graph.nodes]  # fmt: skip
     graph.ir.nodes = [node for node in graph.nodes if node.outputs]
     return any(changed)
+
+
+def _first_of_each_shape(graph: Graph, known: Dimensions) -> dict[Dims, Tensor]:
+    """The first tensor of every shape: an input, or what the earliest node computes."""
+    found: dict[Dims, Tensor] = {}
+    for tensor in [*graph.inputs, *(t for node in graph.nodes for t in node.outputs)]:
+        dims = known.of(tensor)
+        if tensor.name and dims is not None:
+            found.setdefault(dims, tensor)
+    return found
+
+
+def _ask_the_first(known: Dimensions, node: Node, first: Mapping[Dims, Tensor]) -> bool:
+    """Lets a Shape look at the first tensor of that shape: what it looked at may then be dead."""
+    dims = known.of(node.inputs[0]) if node.op == "Shape" and node.inputs else None
+    if dims is None or first[dims] is node.inputs[0]:
+        return False
+    node.inputs[0] = first[dims]
+    return True
 
 
 def name_sizes(graph: Graph) -> None:

@@ -41,6 +41,10 @@ CASES = {
         f"{SIZES} h = Reshape(x, b4n) u = Unsqueeze(h, v2) "
         "t = Concat<axis=0>(b, n, v6, v4, v12) e = Expand(u, t) y = Relu(e)",
         ["Reshape", "Unsqueeze", "Expand", "Relu"], [[0, 0, 4, 12], [1, 1, 6, 1, 1]]),
+    "a Shape of what has the input's": (
+        "a = Exp(x) f = Shape(a) b = Gather(f, v0) r = ConstantOfShape(b) k = ReduceSum(r) "
+        "c = Sin(x) y = Add(c, k)",
+        ["Shape", "Gather", "ConstantOfShape", "ReduceSum", "Sin", "Add"], []),
     "a detour of keys": (
         f"{SIZES} h = Reshape(x, b4n) k = Transpose<perm=[0,2,1,3]>(h) m = Mul(b, v4) "
         "t = Concat<axis=0>(m, n, v12) f = Reshape(k, t) r = Transpose<perm=[0,2,1]>(f) "
