@@ -284,7 +284,20 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         raise UserError(
             f"the model's shapes contradict each other: {_first_line(error)}"
         ) from error
+    _forget_new_names(model.graph, inferred.graph)
     return inferred
+
+
+def _forget_new_names(declared: onnx.GraphProto, inferred: onnx.GraphProto) -> None:
+    """What inference calls a size of an output that nobody named is no part of the signature."""
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in declared.output}
+    known = {dim.dim_param for v in declared.input for dim in v.type.tensor_type.shape.dim}
+    for value in inferred.output:
+        was = shapes[value.name]
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            is_named = was[axis].dim_param if was else dim.dim_param in known
+            if dim.dim_param and not is_named:
+                dim.ClearField("dim_param")
 
 
 def producer_of(tensor: Tensor) -> Node | None:

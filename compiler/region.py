@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import onnx
@@ -195,7 +196,7 @@ def shared_context(
         is_random = tensor.dtype is None or is_float(onnx_type_of(tensor.dtype))
         stop = (cut_ids | known) - {id(tensor)}
         # Alone it needs no walk through the whole model, whose cost would grow with the model.
-        if id(tensor) in known or (not stop and is_random and _is_fed(graph, tensor)):
+        if id(tensor) in known or (not stop and is_random and is_fed(graph, tensor)):
             continue
         behind = ancestors([tensor], stop, _values_read)
         made = {id(t) for node in behind for t in node.outputs} | known
@@ -207,13 +208,11 @@ def shared_context(
     return sorted_nodes(list(context.values()))
 
 
-def _is_fed(graph: Graph, tensor: Tensor) -> bool:
+def is_fed(graph: Graph, tensor: Tensor) -> bool:
     """Whether the values of a tensor depend on those of an input."""
-    return any(
-        t.name and producer_of(t) is None and not graph.is_constant(t)
-        for node in _walk_back([tensor], set(), _values_read)
-        for t in _values_read(node)
-    )
+    walked = _walk_back([tensor], set(), _values_read)
+    leaves = chain([tensor], (t for node in walked for t in _values_read(node)))
+    return any(t.name and producer_of(t) is None and not graph.is_constant(t) for t in leaves)
 
 
 def _values_read(node: Node) -> list[Tensor]:

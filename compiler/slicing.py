@@ -17,6 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from compiler.graph import Graph, Node, Tensor, producer_of
+from compiler.region import is_fed
 from compiler.rewrite import Builder
 from compiler.shapes import NoRule, dims_of, length_of, shape_of
 from compiler.slicing_compute import COMPUTE
@@ -28,6 +29,8 @@ from compiler.weights import Array, NewWeight
 RULES: dict[str, Rule] = {**COMPUTE, **MOVES}
 # How far a slice is followed to see whether it comes down to constants alone.
 PROBE_STEPS = 64
+# How many ops may stand between a stored weight and its use: Cast, Transpose, a Reshape or two.
+STEPS_FROM_CONSTANT = 8
 
 
 class Slicer:
@@ -71,6 +74,16 @@ class Slicer:
             return self.builder.node("Unsqueeze", [tensor], shape, axes=[axis])
         return self.builder.node("Unsqueeze", [tensor, self.builder.ints([axis], "axis")], shape)
 
+    def without_axis(self, part: Tensor, take: Take) -> Tensor:
+        """A slice of one index without its axis."""
+        shape = take.shape(dims_of(part))
+        reshaped = self.reshaped(part, shape, None)
+        if reshaped is not None:
+            return reshaped
+        if self.graph.opset < 13:
+            return self.builder.node("Squeeze", [part], shape, axes=[take.axis])
+        return self.builder.node("Squeeze", [part, self.builder.ints([take.axis], "axis")], shape)
+
     def pull_free(self, tensor: Tensor, take: Take) -> Tensor | None:
         """The same where no explicit slice is left behind it, within a few steps; else None."""
         key = (id(tensor), take)
@@ -91,7 +104,20 @@ class Slicer:
         """`pull_free` past a product with weights that every slice reads; past one only."""
         if self._steps is not None:
             raise NotFree
-        return self.pull_free(tensor, take)
+        part = self.pull_free(tensor, take)
+        # What comes down to constants alone is a part of the product that the others have as well.
+        return part if part is None or is_fed(self.graph, part) else None
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a constant, or one that was cast, transposed … on its way here."""
+        for _ in range(STEPS_FROM_CONSTANT):
+            node = producer_of(tensor)
+            if self.graph.is_constant(tensor) or node is None or not node.inputs:
+                break
+            if not all(self.graph.is_constant(t) or not t.name for t in node.inputs[1:]):
+                break
+            tensor = node.inputs[0]
+        return self.graph.is_constant(tensor)
 
     def count_left(self) -> int:
         """How many explicit slices are among the builder's nodes."""
@@ -111,6 +137,10 @@ class Slicer:
             return self._further(*self._left_of[id(tensor)], take)
         node = producer_of(tensor)
         pulled = None if node is None else self._by_rule(node, tensor, take)
+        if pulled is None and node is not None and take.drop and length_of(tensor, take.axis) > 1:
+            # A product has rows and columns always: an index of them is a range of one, reshaped.
+            kept = self._by_rule(node, tensor, replace(take, drop=False))
+            pulled = None if kept is None else self.without_axis(kept, take)
         return self._left(tensor, take) if pulled is None else pulled
 
     def _left(self, tensor: Tensor, take: Take) -> Tensor:
@@ -200,10 +230,25 @@ class Slicer:
         if take.drop:
             index = self.builder.constant(np.array(take.start), np.dtype(np.int64), "index")
             return self.builder.node("Gather", [tensor, index], shape, axis=take.axis)
+        if self.graph.opset < 10:
+            indices = self.builder.ints(list(take.indices), "indices")
+            return self.builder.node("Gather", [tensor, indices], shape, axis=take.axis)
         bounds = [self.builder.ints([value], name) for value, name in
                   ((take.start, "start"), (take.stop, "stop"))]  # fmt: skip
         step = self.builder.ints([take.step], "step")
         return self.builder.node("Slice", [tensor, *bounds, axis, step], shape)
+
+
+def why_whole(graph: Graph, tensor: Tensor, take: Take) -> str | None:
+    """Why a part of a tensor can't be computed without all of it; None if it can."""
+    builder = Builder(graph, "probe")
+    slicer = Slicer(graph, builder)
+    part = slicer.pull(tensor, take)
+    is_left = id(part) in slicer.slices_left and producer_of(part).inputs[0] is tensor  # type: ignore[union-attr]
+    builder.prune([])
+    node = producer_of(tensor)
+    where = "" if node is None else f": {node.op} {node.name!r}"
+    return f"no part of {tensor.name!r} can be computed alone{where}" if is_left else None
 
 
 class NotFree(Exception):  # noqa: N818 - an answer, not an error
@@ -221,4 +266,5 @@ def _written(now: Dims, shape: Dims) -> list[int] | None:
 
 __all__ = [
     "RULES", "NoRule", "Slicer", "Take", "shape_of", "slice_takes", "takes_before_reshape",
+    "why_whole",
 ]  # fmt: skip

@@ -39,10 +39,13 @@ def _matmul(s: Slicer, node: Node, take: Take) -> Tensor | None:
 
 def _batch_take(node: Node, take: Take, tensor: Tensor) -> Take | None:
     """The slice of an operand that a slice of the product's batch needs; None for all of it."""
+    axis = take.axis - (rank_of(node.outputs[0]) - rank_of(tensor))
+    return None if axis < 0 else _part_of(node, take, tensor, axis)
+
+
+def _part_of(node: Node, take: Take, tensor: Tensor, axis: int) -> Take | None:
+    """The slice of an operand's axis that becomes the sliced one; None for all of it."""
     dims = dims_of(tensor)
-    axis = take.axis - (rank_of(node.outputs[0]) - len(dims))
-    if axis < 0:
-        return None
     if dims[axis] == 1:
         return Take(axis, 0, 1, drop=True) if take.drop else None
     if dims[axis] != dims_of(node.outputs[0])[take.axis]:
@@ -62,7 +65,7 @@ def _on_weights(
     That is so unless the other operand comes down to slices of weights itself: tokens multiplied by
     a projection stay together, a head's query multiplied by a table of positions does not.
     """
-    repeats = any(one is None and s.graph.is_constant(t) for t, one in wanted)
+    repeats = any(one is None and s.is_weight(t) for t, one in wanted)
     pull = s.pull_past_weights if repeats else s.pull
     found = [tensor if one is None else pull(tensor, one) for tensor, one in wanted]
     return None if any(part is None for part in found) else s.emit(node, found, take, **changed)
@@ -75,7 +78,7 @@ def _einsum(s: Slicer, node: Node, take: Take) -> Tensor | None:
         return None
     label, wanted = result[take.axis], []
     for tensor, term in zip(node.inputs, terms.split(","), strict=True):
-        one = replace(take, axis=term.index(label)) if label in term else None
+        one = _part_of(node, take, tensor, term.index(label)) if label in term else None
         wanted.append((tensor, one))
     changed = equation.replace(label, "") if take.drop else equation
     return _on_weights(s, node, take, wanted, equation=changed)
@@ -90,7 +93,7 @@ def _gemm(s: Slicer, node: Node, take: Take) -> Tensor | None:
     if take.axis == 1:  # the columns of the weights: every part reads all of the data
         found = [left, s.pull(right, own)]
     else:
-        pull = s.pull_past_weights if s.graph.is_constant(right) else s.pull
+        pull = s.pull_past_weights if s.is_weight(right) else s.pull
         found = [pull(left, own), right]
     if found[0] is None:
         return None
@@ -213,11 +216,10 @@ def _reduced_axes(s: Slicer, node: Node, rank: int) -> set[int] | None:
 def _attention(s: Slicer, node: Node, take: Take) -> Tensor | None:
     """Attention: batch, heads (of the key too, as they are grouped), and queries, each read all."""
     query, key, value, *more = node.inputs
-    if any(t.name for t in more[1:]) or len(node.outputs) > 1:  # a cache
+    if any(t.name for t in [*more[1:], *node.outputs[1:]]):  # a cache
         return None
     if take.drop:
-        part = _attention(s, node, replace(take, drop=False))
-        return None if part is None else _without(s, part, take)
+        return None
     mask = more[0] if more and more[0].name else None
     packed = rank_of(query) == 3
     is_head = take.axis == (2 if packed else 1)
@@ -232,21 +234,14 @@ def _attention(s: Slicer, node: Node, take: Take) -> Tensor | None:
     return s.emit(node, [*found, *masked], take)
 
 
-def _without(s: Slicer, part: Tensor, take: Take) -> Tensor:
-    """The part without its axis, for an op that needs all of its axes."""
-    shape = take.shape(dims_of(part))
-    reshaped = s.reshaped(part, shape, None)
-    if reshaped is not None:
-        return reshaped
-    return s.builder.node("Squeeze", [part, s.builder.ints([take.axis], "axis")], shape)
-
-
 def _heads(s: Slicer, node: Node, take: Take, mask: Tensor | None) -> Tensor | None:
     query, key, value = node.inputs[:3]
     packed = rank_of(query) == 3
     axis = 2 if packed else 1
     few = node.attrs["kv_num_heads"] if packed else length_of(key, 1)
     many = node.attrs["q_num_heads"] if packed else length_of(query, 1)
+    if many % few:
+        raise NoRule(f"{few} heads of {key.name!r} are not shared by {many} of {query.name!r}")
     own = _groups(length_of(node.outputs[0], axis), many, take)
     shared = None if own is None else _shared_heads(own, many // few)
     if own is None or shared is None:
@@ -255,7 +250,8 @@ def _heads(s: Slicer, node: Node, take: Take, mask: Tensor | None) -> Tensor | N
     for tensor, heads, of in ((query, own, many), (key, shared, few), (value, shared, few)):
         width = length_of(tensor, axis) // of
         found.append(s.pull(tensor, Take(axis, heads.start * width, heads.stop * width)))
-    changed = {"q_num_heads": own.size, "kv_num_heads": shared.size} if packed else {}
+    counts = {"q_num_heads": own.size, "kv_num_heads": shared.size}
+    changed = {name: count for name, count in counts.items() if name in node.attrs}
     return s.emit(node, [*found, *_mask_part(s, mask, replace(own, axis=1))], take, **changed)
 
 

@@ -50,7 +50,7 @@ def _as_computed(s: Slicer, node: Node, pulled: Tensor, take: Take) -> Tensor | 
     """A Reshape whose first dimensions are computed, as those of the old one are."""
     dims = dims_of(node.outputs[0])
     last = max(k for k, d in enumerate(dims) if not isinstance(d, int))
-    if node.op != "Reshape" or last >= take.axis or node.attrs.get("allowzero", 0):
+    if node.op != "Reshape" or last >= take.axis:
         return None
     first = s.pull(node.inputs[1], Take(0, 0, last + 1))
     rest = s.builder.ints(take.shape(dims)[last + 1 :], "shape")
@@ -60,7 +60,7 @@ def _as_computed(s: Slicer, node: Node, pulled: Tensor, take: Take) -> Tensor | 
 
 def _unsqueeze(s: Slicer, node: Node, take: Take) -> Tensor | None:
     source, target = dims_of(node.inputs[0]), dims_of(node.outputs[0])
-    axes = node.attrs.get("axes") or s.graph.ints(node.inputs[1])
+    axes = s.graph.ints(node.inputs[1]) if node.inputs[1:] else node.attrs.get("axes")
     if axes is None:
         return None
     inserted = {axis % len(target) for axis in axes}
@@ -222,7 +222,7 @@ def _gather(s: Slicer, node: Node, take: Take) -> Tensor | None:
         return s.emit(node, [s.pull(data, take), indices], take, axis=take.axis_after(axis))
     if take.axis >= axis + rank:
         own = replace(take, axis=take.axis - rank + 1)
-        return s.emit(node, [s.pull(data, own), indices], take)
+        return s.emit(node, [s.pull(data, own), indices], take, axis=axis)
     return s.emit(node, [data, s.pull(indices, replace(take, axis=take.axis - axis))], take)
 
 

@@ -86,7 +86,7 @@ def runs(source: Dims, target: Dims) -> Iterator[tuple[range, range]]:
     """
     i, j = len(source), len(target)
     while i > 0 and j > 0:
-        run = _last_run(source[:i], target[:j])
+        run = _last_run(source[:i], target[:j]) or _unknown(source[:i], target[:j])
         if run is None:
             break
         yield range(run[0], i), range(run[1], j)
@@ -95,6 +95,15 @@ def runs(source: Dims, target: Dims) -> Iterator[tuple[range, range]]:
         if size != length or size is None:
             break
         yield range(axis, axis + 1), range(axis, axis + 1)
+
+
+def _unknown(source: Dims, target: Dims) -> tuple[int, int] | None:
+    """Where the last axes begin if they are equal, as all before them have one known product."""
+    before, after = source[:-1], target[:-1]
+    are_known = all(isinstance(d, int) and d > 0 for d in (*before, *after))
+    if are_known and math.prod(before) == math.prod(after):
+        return len(before), len(after)
+    return None
 
 
 def _last_run(source: Dims, target: Dims) -> tuple[int, int] | None:

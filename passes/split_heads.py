@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from compiler.attention import Heads, heads_of, no_attention
+from compiler.attention import no_attention
 from compiler.graph import Graph, Node, Tensor
+from compiler.heads import Heads, heads_of
 from compiler.rewrite import Builder, Contract, LocalPass, Replacement
-from compiler.slicing import Slicer, Take
+from compiler.slicing import Slicer, Take, why_whole
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,12 @@ class SplitHeads(LocalPass[Attention]):
             return f"it already is one group of {self.group} heads"
         if heads.count % self.group:
             return f"{heads.count} heads can't be divided into groups of {self.group}"
-        repeats = heads.tiles[0].heads_a_key
+        repeats = heads.heads_a_key
         if repeats % self.group and self.group % repeats:
             return f"groups of {self.group} heads would share keys with others: {repeats} a key"
         if self.merge == "sum" and heads.projection(graph) is None:
             return f"merge=sum: {heads.merged.name!r} is not only multiplied by constant weights"
-        return None
+        return why_whole(graph, heads.merged, match.take(0, self.group))
 
     def rewrite(self, graph: Graph, match: Attention) -> Replacement:
         """Pulls each group of heads back from the merge, then joins the groups again."""

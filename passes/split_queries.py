@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from compiler.attention import Attending, attendings, no_attention
 from compiler.graph import Graph, Tensor
 from compiler.rewrite import Builder, Contract, LocalPass, Replacement
-from compiler.slicing import Slicer, Take
+from compiler.slicing import Slicer, Take, why_whole
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class SplitQueries(LocalPass[Queries]):
     def match(self, graph: Graph) -> Iterator[Queries]:
         """Every Softmax whose probabilities multiply values, and every Attention op."""
         for found in attendings(graph):
-            is_known = found.result.shape is not None and len(found.result.shape) >= 2
-            if is_known or found.inside:
-                yield Queries(found.result.name, found, found.query_axis if is_known else 0)
+            shape = found.result.shape
+            if shape is None or len(shape) >= 2:
+                yield Queries(found.result.name, found, 0 if shape is None else found.query_axis)
 
     def guard(self, graph: Graph, match: Queries) -> str | None:
         """Refuses what is one tile, other uses of the probabilities, and tokens without number."""
@@ -70,6 +70,8 @@ class SplitQueries(LocalPass[Queries]):
         fault = found.fault(graph)
         if fault is not None:
             return fault
+        if found.result.shape is None:
+            return f"{match.place!r} has no shape: the number of query tokens has to be known"
         if not isinstance(match.tokens, int):
             name = "of unknown number" if match.tokens is None else repr(match.tokens)
             return f"the query tokens are {name}: dynamic, so that no tile has a size"
@@ -78,7 +80,8 @@ class SplitQueries(LocalPass[Queries]):
         shared = found.used_elsewhere(graph)
         if shared:
             return f"{shared[0].name!r} is used elsewhere as well: tiles would compute it again"
-        return found.op_fault(by_query=True)
+        fault = found.op_fault(by_query=True)
+        return fault or why_whole(graph, found.result, match.takes(self.tile)[0])
 
     def rewrite(self, graph: Graph, match: Queries) -> Replacement:
         """Pulls each tile back from the product with the values, then joins them again."""

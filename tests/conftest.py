@@ -13,6 +13,8 @@ from compiler.graph import Graph
 
 # Several sessions share two cores: a slow example says nothing.
 settings.register_profile("shared", deadline=None, print_blob=True)
+# For hours: pytest tests/test_fuzzing.py --hypothesis-profile=long
+settings.register_profile("long", deadline=None, print_blob=True, max_examples=2000)
 settings.load_profile("shared")
 
 

@@ -17,6 +17,7 @@ GRAPH_LAYER = {
     "compiler.dimensions",
     "compiler.folding",
     "compiler.graph",
+    "compiler.heads",
     "compiler.network",
     "compiler.opsets",
     "compiler.region",

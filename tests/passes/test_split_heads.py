@@ -10,9 +10,9 @@ import pytest
 from running import Result, applied, error_in_float32, proofs, refusal
 
 import passes.split_heads
-from compiler.attention import Heads
 from compiler.components import changed_components
 from compiler.graph import Graph, producer_of, reads_of, static_shape
+from compiler.heads import Heads
 from compiler.rewrite import Applied, apply_pass
 from compiler.slicing import Slicer
 from compiler.verify.proof import prove
@@ -435,6 +435,110 @@ def test_batch_2_folded_into_the_heads():
     assert reason == "axis 0 of 'o' is never merged with the features: a batch"
 
 
+def on_rows(heads: int, width: int, batch: int = 3) -> Text:
+    """The projection runs on the matrix of all tokens: the merge joins batch and tokens as well."""
+    text = Text(5, heads, width, batch)
+    text.constants.append(ints("rows", batch * 5, text.c))
+    text.merge = text.merge.replace("joined", "rows")
+    text.project, text.outputs = "y = Gemm(m, wo)", "(float[a,c] y)"
+    return text
+
+
+@pytest.mark.parametrize("width", [1, 3, 5])
+@pytest.mark.parametrize("form", ["separate", "head_last_merge"])
+def test_heads_are_told_from_a_batch_that_is_merged_with_the_tokens(form, width):
+    text = on_rows(4, width)
+    merge = text.merge
+    body = getattr(text, form)()
+    if form == "head_last_merge":
+        merge = merge.replace("[0,2,1,3]", "[0,2,3,1]")
+        body = body.replace(text.merge, merge)
+    result = applied(body, SplitHeads())
+    check(result, SplitHeads(), 4)
+
+
+def test_a_batch_that_is_merged_with_the_tokens_is_not_heads():
+    reason = refusal(on_rows(1, 12).separate(), SplitHeads())
+    assert reason == "axis 0 of 'm' is never merged with the features: a batch"
+
+
+def test_a_batch_that_ends_up_last_is_not_heads():
+    """Tokens first, one head, and a Conv as projection: [N, B, D] becomes [N, D, B]."""
+    text = Text(tokens=5, heads=1, width=4, batch=3)
+    text.constants.append(ints("rows", 5, 3, 4))
+    text.merge = "o = MatMul(p, v) ot = Transpose<perm=[2,0,1,3]>(o) m0 = Reshape(ot, rows) "
+    text.merge += "m = Transpose<perm=[0,2,1]>(m0)"
+    text.project = "y = Relu(m)"
+    reason = refusal(text.separate(), SplitHeads())
+    assert reason == "axis 2 of 'm' is never merged with the features: a batch"
+
+
+# -- Einsum ----------------------------------------------------------------------------------------
+
+EINSUMS = {
+    "as MatMul": ("bhij,bhjd->bhid", "v", "o = {} ot = Transpose<perm=[0,2,1,3]>(o)"),
+    "tokens first": ("bhij,bjhd->bihd", "v3", "ot = {}"),
+    "values first": ("bjhd,bhij->bihd", "v3", "ot = {}"),
+}
+
+
+@pytest.mark.parametrize("pass_", [SplitHeads(), SplitHeads(group=2), SplitHeads(merge="sum")],
+                         ids=SplitHeads.text)  # fmt: skip
+@pytest.mark.parametrize("shown", ["", ", float[d,e,f,g] p"])
+@pytest.mark.parametrize("form", EINSUMS)
+def test_an_einsum_that_weighs_the_values(form, shown, pass_):
+    equation, values, merge = EINSUMS[form]
+    text = Text(batch=2)
+    text.outputs = f"(float[a,b,c] y{shown})"
+    operands = f"{values}, p" if form == "values first" else f"p, {values}"
+    einsum = f'Einsum<equation="{equation}">({operands})'
+    text.merge = merge.format(einsum) + " m = Reshape(ot, joined)"
+    result = applied(text.separate(), pass_)
+    check(result, pass_, 4)
+    assert result.done.rewrites[0].slices_left == 0
+
+
+@pytest.mark.parametrize("equation", ["...ij,...jd->...id", "bhij,bhid->bhjd", "bhij, bhjk -> bhk"])
+def test_an_einsum_that_is_no_product_of_matrices(equation):
+    """Letters that stand for several axes, a sum over queries, probabilities without queries."""
+    text = Text(5, 4, 5)
+    text.merge = f'm = Einsum<equation="{equation}">(p, v)'
+    text.project, text.outputs = "y = Relu(m)", "(float y)"
+    source = text.separate().replace(
+        "(float y)", f"(float[{'a,b,c' if 'k' in equation else 'a,b,c,d'}] y)"
+    )
+    reason = refusal(source, SplitHeads())
+    assert reason == f"'m' is no product of matrices in a batch: Einsum '{equation}'"
+
+
+# -- heads in groups, on two axes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pass_", [SplitHeads(), SplitHeads(group=2)], ids=SplitHeads.text)
+def test_heads_on_two_axes(pass_):
+    """Grouped queries without repeated keys: [B, K, G, N, D] by [B, K, 1, N, D]."""
+    text = Text(batch=2)
+    text.attend = "kt = Transpose<perm=[0,1,2,4,3]>(k) s = MatMul(q, kt) ss = Mul(s, scale)"
+    text.merge = (
+        "o = MatMul(p, v) o4 = Reshape(o, four) ot = Transpose<perm=[0,2,1,3]>(o4) "
+        "m = Reshape(ot, joined)"
+    )
+    lines = ["q1 = MatMul(x, wq) q2 = Reshape(q1, split) q3 = Transpose<perm=[0,2,1,3]>(q2) "
+             "q = Reshape(q3, five)"]  # fmt: skip
+    for name in "kv":
+        lines.append(
+            f"{name}1 = MatMul(x, w{name}) {name}2 = Reshape({name}1, few) "
+            f"{name}3 = Transpose<perm=[0,2,1,3]>({name}2) {name} = Unsqueeze({name}3, two)"
+        )
+    body = text.graph(
+        " ".join(lines), "float[12,12] wq", "float[12,6] wk", "float[12,6] wv", ints("two", 2),
+        ints("five", 2, 2, 2, 5, 3), ints("four", 2, 4, 5, 3), ints("few", 2, 5, 2, 3),
+    )  # fmt: skip
+    result = applied(body, pass_)
+    check(result, pass_, 4)
+    assert result.done.rewrites[0].slices_left == 0
+
+
 # -- probabilities that are needed elsewhere -------------------------------------------------------
 
 WATCHED = {
@@ -689,7 +793,7 @@ def test_two_attentions_keep_their_own_weights():
 FAULTS = {
     "heads swapped": lambda takes: [takes[1], takes[0], *takes[2:]],
     "a head twice": lambda takes: [takes[0], takes[0], *takes[2:]],
-    "one column off": lambda takes: [replace(takes[0], start=1, stop=4), *takes[1:]],
+    "one column off": lambda takes: [takes[0], replace(takes[1], start=4, stop=7), *takes[2:]],
 }
 
 

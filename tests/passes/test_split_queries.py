@@ -169,6 +169,43 @@ def test_a_projection_is_not_repeated():
     assert slices == "q0"
 
 
+def test_a_projection_by_weights_that_were_cast_is_not_repeated():
+    """As canonicalize folds them, they are stored in float16 here."""
+    text = attention().replace("float[6,6] wq", "float16[6,6] hq")
+    text = text.replace("{ q0", "{ wq = Cast<to=1>(hq) q0")
+    (slices,) = {n.inputs[0].name for n in applied(text, SplitQueries(tile=4)).graph.nodes
+                 if n.op == "Slice"}  # fmt: skip
+    assert slices == "q0"
+
+
+@pytest.mark.parametrize("tile", [1, 3, 6])
+def test_a_tile_of_constant_tokens(tile):
+    """A class token stands before the others: its projection is not computed beside theirs."""
+    text = attention().replace("float[1,7,6] x,", "float[1,6,6] image,")
+    text = text.replace("<float[6,6] wq", "<float[1,1,6] token, float[6,6] wq")
+    text = text.replace("{ q0", "{ x = Concat<axis=1>(token, image) q0")
+    result = applied(text, SplitQueries(tile=tile))
+    assert [proof.status for proof in proofs(result, SplitQueries(tile=tile))] == ["pass"]
+    assert sum(n.op == "MatMul" and n.inputs[1].name == "wq" for n in result.graph.nodes) == 1
+
+
+def test_queries_of_no_known_shape():
+    text = "g (float[n] flat, int64[r] shape, float[1,2,7,3] v) => (float o) {"
+    text += " s = Reshape(flat, shape) p = Softmax<axis=-1>(s) o = MatMul(p, v) }"
+    text = text.replace("(float o)", "(float[a,b,c,d] y)").replace("}", "y = Reshape(o, shape) }")
+    reason = refusal(text, SplitQueries(tile=2))
+    assert reason == "'o' has no shape: the number of query tokens has to be known"
+
+
+@pytest.mark.parametrize("equation", ["bhqk,bhkd->bhqd", "bhqk,bhkd->bqhd"])
+def test_an_einsum_that_weighs_the_values(equation):
+    pass_ = SplitQueries(tile=3)
+    text = attention().replace("MatMul(p, v)", f'Einsum<equation="{equation}">(p, v)')
+    if equation.endswith("bqhd"):
+        text = text.replace("t = Transpose<perm=[0,2,1,3]>(o)", "t = Identity(o)")
+    check(applied(text, pass_), pass_, [3, 3, 1])
+
+
 @pytest.mark.parametrize("form", ["three axes", "four axes"])
 @pytest.mark.parametrize("mask", ["", ", float[7,5] mask", ", bool[1,2,7,5] mask"])
 def test_an_attention_op(form, mask):
