@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from compiler.building import StageReport
 
-HEADS_APART = ("d3h", "dh3", "3dh")
+HEADS_APART = ("d3h", "dh3", "3dh", "h3d", "h·3d Split")
 TILES = (2, 1, 3)
 HEADS = ("split_heads", "split_heads", "split_heads:group=2", "split_heads:merge=sum")
 
@@ -100,8 +100,12 @@ def slices_allowed(one: Made, pass_text: str) -> float:
     has_halves = form.rotary != "none" and (form.norm != "none" or "group" in pass_text)
     has_halves |= "group" in pass_text and (form.packing in HEADS_APART or form.merge == "d·h")
     is_batch = one.heads == one.sizes.width == 1  # which looks like heads of one feature
-    # What is repeated to a size without a name is repeated before it is sliced.
-    is_unknown = one.sizes.few < one.sizes.heads and one.is_dynamic
+    # A group over the seam of two copies of the keys is no range.
+    has_few = one.sizes.few < one.sizes.heads
+    has_halves |= "group" in pass_text and form.repeat in ("Tile", "Concat") and has_few
+    # What is repeated, or merged with a batch, to a size without a name is so before it is sliced.
+    is_unknown = has_few and one.is_dynamic
+    is_unknown |= form.position == "decomposed" and is_dynamic(one.sizes.batch)
     free = is_input or form.cache or has_halves or is_batch or is_unknown
     return float("inf") if free else 0
 
