@@ -78,7 +78,7 @@ def why_not_split(one: Made, network: Network, pass_text: str) -> Iterator[str]:
     if form.repeat == "five axes" and one.probabilities & network.tapped:
         yield "has no axis of heads"
     if sizes.keys == 1:  # sums of one and products with one key are folded to less
-        yield "nothing to split"
+        yield from ("nothing to split", "dynamic")
     if sizes.width == 1:  # an axis of one feature may be gone before heads are merged with it
         yield from ("never merged with the features", "dynamic")
     if network.is_dynamic:  # what old opsets compute of shapes, shape inference does not know
