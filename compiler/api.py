@@ -60,8 +60,10 @@ def build(
     import models
     from compiler.building import appearing_whole, build_record, build_stages, write_json
     from compiler.foreign import origins
+    from compiler.notebook import BuildRecord
     from compiler.pictures import write_depth_picture
     from compiler.pipeline import parse_pipeline
+    from compiler.report import write_report
 
     chip = None if estimate is None else _chip(estimate)
     pipeline = [*parse_pipeline("canonicalize" if canonicalize else ""), *parse_pipeline(passes)]
@@ -96,7 +98,9 @@ def build(
         progress("depth picture", 0, 1)
         write_depth_picture(beside / "depth.png", photo, stages[0].path, stages[-1].path)
         write_json(beside / "build.json", record)
-    return record
+        progress("report", 0, 1)
+        write_report(beside)
+    return BuildRecord(record, folder)
 
 
 def _refuse_inputs(model: str, inputs: Mapping[str, Any] | None) -> None:

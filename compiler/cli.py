@@ -96,7 +96,8 @@ def build(
 ) -> None:
     """Build a model: rewrite it pass by pass and verify every stage.
 
-    Writes a folder with every stage, `model.onnx`, its weights, `build.json` and `depth.png`.
+    Writes a folder with every stage, `model.onnx`, its weights, `build.json`, `report.html` and
+    `depth.png`.
     """
     from compiler import api, display
     from compiler.hub.commands import profile_build, require_account
@@ -275,23 +276,92 @@ def diff(
     pass_name: Annotated[
         str | None, typer.Option("--pass", help="Show what this pass did in the build A.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write it as a page of HTML instead of printing it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what changed between two models, or in one pass of a build. Exit code 1: they differ."""
-    from compiler import display
-    from compiler.diff import diff_graphs
-    from compiler.graph import Graph
-    from compiler.records import stages_around
+    """Show what changed between two models, or in one pass of a build. Exit code 1: they differ.
+
+    Identical changes are shown once, with their count; names alone are no difference.
+    """
+    from compiler.building import writing
+    from compiler.diff import diff_files, diff_pass
 
     if (b is None) == (pass_name is None):
         raise UserError("diff takes two models, or a build's folder and --pass NAME")
-    before, after = (a, b) if b is not None else stages_around(a, str(pass_name))
-    difference = diff_graphs(Graph.load(before), Graph.load(after))
+    difference = diff_files(a, b) if b is not None else diff_pass(a, str(pass_name))
+    if html is not None:
+        from compiler.diff.page import write_page
+
+        with writing(html):
+            write_page(difference, html)
     if as_json:
         print_json(difference.record())
-    else:
-        display.print_diff(difference, before, after)
+    elif html is None:
+        from compiler.diff.text import print_diff
+
+        print_diff(difference)
     raise typer.Exit(0 if difference.is_empty else 1)
+
+
+@app.command()
+def bisect(
+    build: Annotated[str, typer.Argument(help="The folder of a build, or a model with --passes.")],
+    passes: Annotated[
+        str | None, typer.Option(help="Build the model through this pipeline first, unverified.")
+    ] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            help="A command with {model} in it; exit code 0: good, 125: can't tell, else bad.  "
+            "[default: float32 against the source]"
+        ),
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="With --passes, as in `build`.")] = None,
+    weights: Annotated[str, typer.Option(help="With --passes, as in `build`.")] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for the reproducer.  [default: BUILD.bisect]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the first bad pass of a build, then its first bad rewrite, and leave a reproducer."""
+    from tempfile import TemporaryDirectory
+
+    from compiler import display
+    from compiler.bisect.bisecting import bisect as search
+    from compiler.bisect.bisecting import build_for_bisection
+    from compiler.bisect.display import print_bisection, print_step
+
+    with TemporaryDirectory(prefix="bisect-") as scratch, display.progress() as show:
+        folder, target = Path(build), output or Path(f"{Path(build).name}.bisect")
+        if passes is not None:
+            folder = Path(scratch) / "build"
+            build_for_bisection(build, passes, folder, size=size, weights=weights, progress=show)
+        told = (lambda _text: None) if as_json else print_step
+        record = search(folder, Path(scratch), target, check=check, told=told, progress=show)
+    if as_json:
+        print_json(record)
+    else:
+        print_bisection(record)
+
+
+@app.command()
+def explain(
+    model: Annotated[Path, typer.Argument(help="A build's folder, a stage of it, or a model.")],
+    node: Annotated[str, typer.Argument(help="A node, or a tensor or weight.")],
+    as_json: Json = False,
+) -> None:
+    """Print where a node comes from: the rewrites, the source's nodes, PyTorch's modules."""
+    from compiler.explain import explain as history_of
+    from compiler.explain import print_history
+
+    history = history_of(model, node)
+    if as_json:
+        print_json(history.record())
+    else:
+        print_history(history)
 
 
 @app.command()
@@ -328,6 +398,42 @@ def run(
         print_json(record)
     else:
         display.print_run(record)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a build.")],
+) -> None:
+    """Write `report.html` of a build: one page with tables, drawings and the map, no network."""
+    from compiler import display
+    from compiler.report import write_report
+
+    with display.progress() as show:
+        show("report", 0, 1)
+        path = write_report(folder)
+    print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command()
+def view(
+    folder: Annotated[Path, typer.Argument(help="The folder of a build.")],
+    stage: Annotated[
+        str | None,
+        typer.Option(help="04_split_heads, or the name of its pass.  [default: the last]"),
+    ] = None,
+    viewer: Annotated[
+        Literal["netron", "model-explorer"] | None,
+        typer.Option(
+            "--with",
+            help="model-explorer shows the stage before, too, both coloured by pass.  "
+            "[default: what is installed]",
+        ),
+    ] = None,
+) -> None:
+    """Open a stage of a build in Netron or Google's Model Explorer, until Ctrl-C."""
+    from compiler.view import view as open_view
+
+    open_view(folder, stage, viewer)
 
 
 @app.command()

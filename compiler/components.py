@@ -27,7 +27,7 @@ from compiler.graph import (
     sorted_nodes,
 )
 from compiler.region import BEFORE, Region, TensorType, cut_inputs, region_of, shared_context
-from compiler.rewrite import Rewrite
+from compiler.rewrite import Rewrite, history
 from compiler.weights import Weight
 
 T = TypeVar("T")
@@ -76,6 +76,7 @@ def _record_provenance(new: list[Node], old: list[Node], name: str, index: int) 
     sources = " ".join(node.name for node in old)
     for node in new:
         node.metadata = {PASS_KEY: name, REWRITE_KEY: f"{name}#{index}", SOURCES_KEY: sources}
+        node.metadata |= history(f"{name}#{index}", old)
 
 
 def _fed_by(context: Region, new: Region) -> Region:

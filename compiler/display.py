@@ -15,7 +15,6 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from compiler.compare import Comparison
-    from compiler.diff import Diff
     from compiler.targets.attribution import Share
     from compiler.targets.chips import Chip
     from compiler.targets.htp import CpuNode, Estimate
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 _out = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 _err = Console(stderr=True, highlight=False)
 _COLOURS = {"pass": "green", "fail": "red", "UNVERIFIED": "yellow"}
-# A diff lists this many places, weights or attributes of a kind of change.
+# Of long lists so many items are shown.
 _LISTED = 12
 # Rows of a time table that nobody could see on the whole's bar are added up, in parts of the whole.
 _SMALLEST_SHOWN = 0.005
@@ -73,6 +72,7 @@ def print_build(record: dict[str, Any], folder: Path) -> None:
     )
     if (folder / "depth.png").exists():
         _out.print(escape(f"{folder / 'depth.png'}  image, depth before, depth after, difference"))
+    _out.print(escape(f"{folder / 'report.html'}  what each pass did, drawn; one page"))
 
 
 def _latency(estimate: dict[str, Any] | None, before: dict[str, Any] | None) -> str:
@@ -287,26 +287,6 @@ def print_pass(entry: dict[str, Any]) -> None:
     _out.print(f"[bold]{entry['name']}[/]: {escape(entry['does'])}\n\n{escape(entry['text'])}")
     for name, option in entry["options"].items():
         _out.print(escape(f"\n    :{_option(name, option)}"))
-
-
-def print_diff(difference: Diff, before: Path, after: Path) -> None:
-    """The changes by kind, the most frequent first."""
-    from compiler.diff import counted
-
-    _out.print(f"[red]--- {escape(str(before))}[/]\n[green]+++ {escape(str(after))}[/]")
-    for line in difference.signature:
-        _out.print(f"[bold]{escape(line)}[/]")
-    for kind in difference.kinds:
-        _out.print(f"\n[bold cyan]{kind.title}[/]")
-        _out.print(f"[red]  - {escape(counted(kind.old_ops))}[/]")
-        _out.print(f"[green]  + {escape(counted(kind.new_ops))}[/]")
-        details = [*kind.attributes, *kind.weights]
-        for sign, colour in (("-", "red"), ("+", "green")):
-            for line in _listed([detail for detail in details if detail.startswith(sign)]):
-                _out.print(f"[{colour}]      {escape(line)}[/]")
-        _out.print("[dim]  at " + escape(", ".join(_listed(kind.places))) + "[/]")
-    if difference.is_empty:
-        _out.print("no difference")
 
 
 def _listed(items: Sequence[str]) -> list[str]:

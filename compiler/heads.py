@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from compiler.attention import Attending, Axes, attendings
 from compiler.graph import Graph, Node, Tensor
 from compiler.shapes import dims_of
-from compiler.take import Dims, runs
+from compiler.take import Dims, Take, runs
 
 _RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 
@@ -60,6 +60,10 @@ class Heads:
             if axis < 0 or tensor.shape[axis] != self.count:
                 return f"{tensor.name!r} is also used elsewhere, and has no axis of heads"
         return None
+
+    def first(self, count: int) -> Take:
+        """The slice of the merged result that the first heads make."""
+        return Take(self.merged_axis, 0, count * self.block)
 
     def kept(self, graph: Graph) -> list[tuple[Tensor, int]]:
         """The probabilities that are needed elsewhere too, and the axis that their heads are on."""

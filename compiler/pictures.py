@@ -64,12 +64,15 @@ def depth_of(path: Path, photo: Path, run: Runner | None = None) -> Map:
 def write_depth_picture(path: Path, photo: Path, before: Path, after: Path) -> None:
     """The photo, the depth before and after a pipeline, and their difference, in one PNG.
 
-    Models that don't turn one RGB image into one map get no picture.
+    Beside `depth.png`, `depth_error.png` is the heat map of the error. Models that don't turn one
+    RGB image into one map get no pictures.
     """
     signatures = [Signature.of(Graph.load(model)) for model in (before, after)]
     if not all(image_size(s) and is_map(next(iter(s.outputs.values()))) for s in signatures):
         return
-    write_comparison(path, photo, depth_of(before, photo), depth_of(after, photo))
+    old, new = depth_of(before, photo), depth_of(after, photo)
+    write_comparison(path, photo, old, new)
+    write_error_map(path.with_name(f"{path.stem}_error.png"), old, new)
 
 
 def write_comparison(
@@ -92,6 +95,20 @@ def write_comparison(
     share = 100 * spread / max(float(np.ptp(resized)), 1e-12)
     title = f"{names[1]} − {names[0]}, at most {share:.2g} % of range"
     _draw(figure, axes[3], new - resized, title, {"vmin": -spread, "vmax": spread}, "RdBu_r")
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def write_error_map(path: Path, old: Map, new: Map) -> None:
+    """Where and how far two depth maps H×W differ, in percent of the first one's range, as PNG.
+
+    The first map is resized to the second's size.
+    """
+    resized = _resized(old, new.shape)
+    percent = 100 * np.abs(new - resized) / max(float(np.ptp(resized)), 1e-12)
+    figure = Figure(figsize=(8, 7.2 * new.shape[0] / new.shape[1]), layout="constrained")
+    title = f"|after − before|, % of range: mean {percent.mean():.2g}, at most {percent.max():.2g}"
+    most = float(percent.max()) or 1.0  # no error at all is the darkest colour, not a middle one
+    _draw(figure, figure.subplots(), percent, title, {"vmin": 0, "vmax": most})
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
 

@@ -48,6 +48,10 @@ class Match(Protocol):
 
 M = TypeVar("M", bound=Match)
 
+# metadata_props of every node that a pass made, whatever passes came before it.
+PASSES_KEY = "compiler.passes"
+ORIGIN_KEY = "compiler.origin"
+
 WHOLE_MODEL = "model"
 """The place of a refusal that is about no place of the model, but all of it."""
 
@@ -333,6 +337,7 @@ class _Editor:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self._position = {id(node): i for i, node in enumerate(graph.nodes)}
+        self._named = {node.name: node for node in graph.nodes}
         self._removed: set[int] = set()
         self._added: dict[int, list[Node]] = {}
 
@@ -386,6 +391,20 @@ class _Editor:
             self._position[id(node)] = position
             node.metadata = {SOURCES_KEY: sources, **node.metadata}
             node.metadata |= {PASS_KEY: name, REWRITE_KEY: f"{name}#{index}"}
+            made_of = map(self._named.get, node.metadata[SOURCES_KEY].split())
+            node.metadata |= history(f"{name}#{index}", [n for n in made_of if n is not None])
+        self._named |= {node.name: node for node in proposal.builder.nodes}
+
+
+def history(rewrite: str, made_of: Iterable[Node]) -> dict[str, str]:
+    """The metadata of a node: every rewrite on its way here, and the source model's nodes."""
+    rewrites: dict[str, None] = {}
+    origins: dict[str, None] = {}
+    for node in made_of:
+        known = getattr(node, "metadata", {})
+        rewrites |= dict.fromkeys(known.get(PASSES_KEY, "").split())
+        origins |= dict.fromkeys(known.get(ORIGIN_KEY, node.name).split())
+    return {PASSES_KEY: " ".join([*rewrites, rewrite]), ORIGIN_KEY: " ".join(origins)}
 
 
 def _dead_nodes(graph: Graph, redirected: list[Tensor], new_nodes: list[Node]) -> list[Node]:

@@ -75,7 +75,7 @@ class SplitHeads(LocalPass[Attention]):
             return f"groups of {self.group} heads would share keys with others: {repeats} a key"
         if self.merge == "sum" and heads.projection(graph) is None:
             return f"merge=sum: {heads.merged.name!r} is not only multiplied by constant weights"
-        return why_whole(graph, heads.merged, match.take(0, self.group))
+        return why_whole(graph, heads.merged, heads.first(self.group))
 
     def rewrite(self, graph: Graph, match: Attention) -> Replacement:
         """Pulls each group of heads back from the merge, then joins the groups again."""

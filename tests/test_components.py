@@ -5,6 +5,7 @@ import pytest
 from compiler.components import changed_components
 from compiler.graph import PASS_KEY, REWRITE_KEY, SOURCES_KEY, Graph
 from compiler.region import whole
+from compiler.rewrite import ORIGIN_KEY, PASSES_KEY
 from compiler.verify.proof import prove
 from compiler.weights import NewWeight
 from passes.canonicalize import Canonicalize
@@ -128,7 +129,13 @@ def test_new_nodes_get_their_provenance(graph_of):
     before, after = changed(graph_of, RIGHT["x · 1"])
     changed_components(before, after, "canonicalize")
     assert [node.metadata for node in after.nodes if node.metadata] == [
-        {PASS_KEY: "canonicalize", REWRITE_KEY: "canonicalize#0", SOURCES_KEY: "Mul_d Relu_e"}
+        {
+            PASS_KEY: "canonicalize",
+            REWRITE_KEY: "canonicalize#0",
+            SOURCES_KEY: "Mul_d Relu_e",
+            PASSES_KEY: "canonicalize#0",
+            ORIGIN_KEY: "Mul_d Relu_e",
+        }
     ]
 
 

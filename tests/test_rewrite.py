@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from compiler.graph import PASS_KEY, REWRITE_KEY, SOURCES_KEY, Graph, Tensor
-from compiler.rewrite import Builder, LocalPass, Replacement, apply_pass
+from compiler.rewrite import ORIGIN_KEY, PASSES_KEY, Builder, LocalPass, Replacement, apply_pass
 from compiler.verify.proof import prove
 
 
@@ -256,10 +256,11 @@ def test_new_nodes_say_where_they_come_from(graph_of):
         "g (float[3] x) => (float[3] y) <float two = {2}> { a = Neg(x) b = Neg(a) y = Mul(b, two) }"
     )
     apply_pass(graph, Replace(("y",), chain))
-    made = {PASS_KEY: "test_rewrite", REWRITE_KEY: "test_rewrite#0"}
+    made = {PASS_KEY: "test_rewrite", REWRITE_KEY: "test_rewrite#0",
+            PASSES_KEY: "test_rewrite#0"}  # fmt: skip
     assert metadata(graph) == [
-        made | {SOURCES_KEY: "Mul_y"},
-        made | {SOURCES_KEY: "Neg_a Neg_b Mul_y"},
+        made | {SOURCES_KEY: "Mul_y", ORIGIN_KEY: "Mul_y"},
+        made | {SOURCES_KEY: "Neg_a Neg_b Mul_y", ORIGIN_KEY: "Neg_a Neg_b Mul_y"},
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +13,10 @@ import numpy as np
 
 from compiler.errors import UserError, VerificationError
 from compiler.graph import Graph, Node
-from compiler.rewrite import DeclaredPass, Float64, Function, Pass, Signature
+from compiler.rewrite import DeclaredPass, Float64, Function, Pass, Rewrite, Signature
 from compiler.verify.kernels.call import UnsupportedInFloat64
 from compiler.verify.proof import BOUNDS, REFUSALS, Proof, judge, prove
-from compiler.verify.reproducer import write_reproducer
+from compiler.verify.reproducer import write_reproducer, write_stage_reproducer
 from compiler.verify.sizes import Sizes, is_static
 from compiler.verify.structure import record_faults, structure_faults
 from compiler.verify.whole import (
@@ -75,7 +76,8 @@ class Verifier:
         start = time.perf_counter()
         was, self._signature = self._signature, Signature.of(after.graph)
         last, self._last = self._last, after.path
-        _require(structure_faults(was, after.path, pass_, after.rewrites), after)
+        malformed = structure_faults(was, after.path, pass_, after.rewrites)
+        self._require(malformed, last, after, pass_, after.rewrites)
         if after.rewrites:  # without any, the stage is the stage before
             sizes = self._sizes_in(last, was, after)
             after.report.float64 = asdict(self._prove_rewrites(after, pass_, sizes))
@@ -83,19 +85,35 @@ class Verifier:
             self._added_ops |= {node.op_type for node in new_nodes}
             self._float32 = _through(self._float32, pass_, was)
             self._float64 = _through(self._float64, pass_, was)
-        _require(record_faults(last, after.path, pass_, after.rewrites), after)
+        self._require(record_faults(last, after.path, pass_, after.rewrites), last, after, pass_)
+        rungs = []
         if is_last if self._mode == "final" else after.rewrites:
-            self._report(after, "float32", self._compare_float32(after))
-        if self._mode == "full" and after.rewrites:
-            self._report(after, "whole_float64", self._compare_float64(after, is_last=is_last))
+            rungs += self._report(after, "float32", self._compare_float32(after))
+        if self._mode == "full" and after.rewrites and not rungs:
+            proof = self._compare_float64(after, is_last=is_last)
+            rungs += self._report(after, "whole_float64", proof)
+        self._require(rungs, last, after, pass_)
         after.report.verify_seconds = time.perf_counter() - start
 
-    def _report(self, stage: Stage, rung: str, proof: Proof) -> None:
+    def _report(self, stage: Stage, rung: str, proof: Proof) -> list[str]:
+        """Writes a rung into the stage's report; the fault that it shows, if it does."""
         setattr(stage.report, rung, asdict(proof))
-        if proof.status == "fail":
+        if proof.status != "fail":
+            return []
+        return [f"the whole model in {rung.replace('_', ' ')} differs: error {proof.error:.3g}, "
+                f"bound {proof.bound:.3g} ({proof.detail})"]  # fmt: skip
+
+    def _require(
+        self, faults: list[str], last: Path, stage: Stage, pass_: Pass,
+        unproven: Sequence[Rewrite] = (),
+    ) -> None:  # fmt: skip
+        """Raises VerificationError, with a reproducer, if there is a fault."""
+        for fault in faults[:1]:
+            folder = write_stage_reproducer(
+                self._failures, last, stage.path, pass_, fault, rewrites=unproven
+            )
             raise VerificationError(
-                f"{stage.report.stage}: the whole model in {rung.replace('_', ' ')} differs: error "
-                f"{proof.error:.3g}, bound {proof.bound:.3g} ({proof.detail})"
+                f"{stage.report.stage} is wrong: {fault}; reproducer: {folder}", folder
             )
 
     def _sizes_in(self, last: Path, was: Signature, stage: Stage) -> list[Sizes]:
@@ -217,11 +235,6 @@ def _draws(graph: Graph, node: Node) -> bool:
         return node.op in RANDOM
     training = graph.values(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1)
     return training is None or bool(training.any())
-
-
-def _require(faults: list[str], stage: Stage) -> None:
-    if faults:
-        raise VerificationError(f"{stage.report.stage} is not a valid stage: {faults[0]}")
 
 
 def _through(reference: Function, pass_: Pass, before: Signature) -> Function:

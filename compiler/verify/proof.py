@@ -79,7 +79,7 @@ def prove(rewrite: Rewrite, pass_: Pass, seed: int = 0, sizes: Sequence[Sizes] =
     bound = _bound(rewrite, pass_.contract)
     try:
         if isinstance(pass_, DeclaredPass):
-            return _prove_declared(_with_sizes(rewrite, sizes), pass_, bound, seed)
+            return _prove_declared(with_sizes(rewrite, sizes), pass_, bound, seed)
         if not rewrite.old.outputs:
             return Proof("fail", math.inf, bound, "the new nodes read what they should replace")
         return _prove_at_cut(rewrite, bound, seed, sizes)
@@ -187,7 +187,7 @@ def _bindings(
         yield from (guess.bind(kinds) for guess in guesses)
 
 
-def _with_sizes(rewrite: Rewrite, sizes: Sequence[Sizes]) -> Rewrite:
+def with_sizes(rewrite: Rewrite, sizes: Sequence[Sizes]) -> Rewrite:
     """A declared rewrite whose signatures are static, where `sizes` or a guess makes them so."""
     assert rewrite.before is not None
     assert rewrite.after is not None
@@ -294,14 +294,14 @@ def _prove_declared(rewrite: Rewrite, pass_: DeclaredPass[Any], bound: float, se
         difference = difference_of_copy(original, copy, plugs, call.outputs)
         if difference is not None:
             return Proof("fail", float("inf"), bound, f"the copy is not the network: {difference}")
-    f = _black_box(rewrite) if rewrite.calls else partial(evaluate_region, rewrite.old)
+    f = black_box(rewrite) if rewrite.calls else partial(evaluate_region, rewrite.old)
     inputs = image_like_inputs(rewrite.after.inputs, seed)
     expected = pass_.expected(f, inputs, rewrite.before)
     actual = _run_plugged(rewrite, f, inputs)
     proof = judge(actual, {name: expected[name] for name in rewrite.after.outputs}, bound)
     if proof.status == "pass" and rewrite.calls:
         # What a pass does to a map without any contrast is a case of its own.
-        flat = partial(_flat_box, rewrite.before.outputs)
+        flat = partial(flat_box, rewrite.before.outputs)
         expected = pass_.expected(flat, inputs, rewrite.before)
         without_contrast = judge(_run_plugged(rewrite, flat, inputs), expected, bound)
         return without_contrast if without_contrast.status == "fail" else proof
@@ -323,7 +323,7 @@ def image_like_inputs(types: Mapping[str, TensorType], seed: int) -> dict[str, F
     return values
 
 
-def _black_box(rewrite: Rewrite) -> Function:
+def black_box(rewrite: Rewrite) -> Function:
     """A stand-in with the network's signature: nonlinear, different at every position, cheap.
 
     The new model uses the network unchanged, so the claim must hold for every function; this one
@@ -346,9 +346,10 @@ def _black_box(rewrite: Rewrite) -> Function:
     return stand_in
 
 
-def _flat_box(
+def flat_box(
     outputs: Mapping[str, TensorType], _inputs: Mapping[str, Float64]
 ) -> dict[str, Float64]:
+    """A stand-in whose maps have no contrast."""
     return {name: np.zeros(_fixed_shape(kind)) for name, kind in outputs.items()}
 
 

@@ -1,0 +1,133 @@
+"""One of the two models that are compared: its nodes as protos, and who reads and makes what."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
+from itertools import takewhile
+
+import onnx
+
+from compiler.graph import Graph, export_node, reads_of
+from compiler.region import TensorType
+from compiler.rewrite import Signature
+from compiler.weights import Weight
+
+# Where PyTorch's exporter says from which modules a node comes.
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+
+
+class Side:
+    """A graph by the names of its tensors; Constant nodes count as weights."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.signature = Signature.of(graph)
+        self.opsets = graph.opsets
+        self.ir_version = graph.ir_version
+        self.functions = {(f.domain, f.name): f for f in graph.functions()}
+        self.outputs = [tensor.name for tensor in graph.outputs]
+        self.weights: dict[str, Weight] = {}
+        self.types: dict[str, TensorType] = dict(self.signature.inputs)
+        self.nodes: list[onnx.NodeProto] = []
+        self.reads: list[list[str]] = []
+        for tensor in graph.outputs:
+            self._note(graph, tensor)
+        for node in graph.nodes:
+            if node.op != "Constant" or graph.weight(node.outputs[0]) is None:
+                self._add(graph, node)
+        self.producer = {name: i for i, n in enumerate(self.nodes) for name in n.output if name}
+        self.readers: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for i, names in enumerate(self.reads):
+            for slot, name in enumerate(names):
+                self.readers[name].append((i, slot))
+
+    def _add(self, graph: Graph, node: object) -> None:
+        proto = export_node(node)
+        tensors = reads_of(node)
+        captured = [t.name for t in tensors[len(node.inputs) :]]  # type: ignore[attr-defined]
+        for tensor in [*tensors, *node.outputs]:  # type: ignore[attr-defined]
+            self._note(graph, tensor)
+        self.nodes.append(proto)
+        self.reads.append([*proto.input, *captured])
+
+    def _note(self, graph: Graph, tensor: object) -> None:
+        name = tensor.name  # type: ignore[attr-defined]
+        if name and name not in self.types:
+            self.types[name] = TensorType.of(tensor)
+            weight = graph.weight(tensor)
+            if weight is not None:
+                self.weights[name] = weight
+
+    def shape(self, name: str) -> str:
+        """`[1×1370×384]`; `[?]` if nothing is known."""
+        kind = self.types.get(name)
+        return "[?]" if kind is None else str(kind)[str(kind).index("[") :]
+
+    def type_text(self, name: str) -> str:
+        """`float[1×1370×384]`."""
+        return str(self.types.get(name, TensorType(0, None)))
+
+    def attributes(self, i: int) -> list[onnx.AttributeProto]:
+        """A node's attributes by name; one that has the operator's default means nothing."""
+        return meaningful_attributes(self.nodes[i], self.opsets)
+
+    def made_by(self, nodes: Iterable[int]) -> list[str]:
+        """The tensors that nodes compute."""
+        return [name for i in nodes for name in self.nodes[i].output if name]
+
+    def roots(self, nodes: Collection[int]) -> list[str]:
+        """What nodes compute for others; of nodes that nobody needs, what is left over."""
+        made = self.made_by(nodes)
+        users = {name: {i for i, _ in self.readers.get(name, ())} for name in made}
+        inside = set(nodes)
+        needed = [n for n in made if users[n] - inside or n in self.outputs]
+        return needed or [n for n in made if not users[n]]
+
+    def scope(self, nodes: Sequence[int]) -> str:
+        """The innermost module that holds all the nodes, as far as the exporter says."""
+        paths = [path for i in nodes if (path := module_of(self.nodes[i]))]
+        return ".".join(common_start(paths))
+
+
+def module_of(node: onnx.NodeProto) -> list[str]:
+    """The path of a node's module: `["encoder", "layer", "0", "attention"]`."""
+    for entry in node.metadata_props:
+        if entry.key == _SCOPES_KEY:
+            try:
+                scopes = ast.literal_eval(entry.value)
+                return [part for part in str(scopes[-2]).split(".") if part]
+            except (ValueError, SyntaxError, IndexError, TypeError):
+                return []
+    if node.name.startswith("/"):  # the older exporter writes the path into the name
+        return [part for part in node.name.replace("/", ".").split(".")[:-1] if part]
+    return []
+
+
+def common_start(paths: Sequence[Sequence[str]]) -> list[str]:
+    """The modules that all paths begin with."""
+    levels = zip(*paths, strict=False)
+    return [level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)]
+
+
+def meaningful_attributes(
+    node: onnx.NodeProto, opsets: Mapping[str, int]
+) -> list[onnx.AttributeProto]:
+    """The attributes of a node, by name, without those that have the operator's default."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    defaults = _defaults(node.op_type, domain, opsets.get(domain, opsets.get("ai.onnx", 1)))
+    attributes = sorted(node.attribute, key=lambda attribute: attribute.name)
+    return [a for a in attributes if a.name not in defaults or a.ref_attr_name
+            or onnx.helper.get_attribute_value(a) != defaults[a.name]]  # fmt: skip
+
+
+@cache
+def _defaults(op: str, domain: str, opset: int) -> dict[str, object]:
+    try:
+        schema = onnx.defs.get_schema(op, opset, domain)
+    except onnx.defs.SchemaError:
+        return {}
+    given = {name: a.default_value for name, a in schema.attributes.items()}
+    return {name: onnx.helper.get_attribute_value(value) for name, value in given.items()
+            if value.type != onnx.AttributeProto.UNDEFINED}  # fmt: skip
