@@ -22,7 +22,7 @@ def test_an_error_shows_where_it_is(painted):
     wrong = MAP.copy()
     wrong[:24, :32] += 1.0
     assert contrast(painted(wrong)) > 0.3
-    assert contrast(painted(MAP, "plain")) < 0.01
+    assert contrast(painted(MAP, "plain")) < 0.2
 
 
 def contrast(picture: np.ndarray) -> float:
