@@ -91,11 +91,11 @@ def write_stage_reproducer(
             return write_reproducer(folder, rewrite, pass_, proof, seed)
     failure = Failure(pass_.text(), "", fault, math.nan, math.nan, seed)
     try:
-        pairs = _stage_pairs(failure, before, after, pass_)
-    except UserError as reason:
-        failure.notes.append(f"The stage can't be read: {reason}")
-        pairs = iter(())
-    return write_failure(folder, failure, pairs, None)
+        return write_failure(folder, failure, _stage_pairs(failure, before, after, pass_), None)
+    except _UNEVALUATED as reason:
+        # What is no valid model need not be readable, or run, piece by piece.
+        failure.notes.append(f"The stage can't be read or run: {' '.join(str(reason).split())}")
+    return write_failure(folder, failure, iter(()), None)
 
 
 def _stage_pairs(failure: Failure, before: Path, after: Path, pass_: Pass) -> Iterator[Pair]:

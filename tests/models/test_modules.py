@@ -142,7 +142,7 @@ def test_it_is_built_through_a_pipeline(tmp_path):
         1, "pass",
     )  # fmt: skip
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*record["files"], "build.json"]
+        [*record["files"], "build.json", "report.html"]
     )
 
 
