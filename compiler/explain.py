@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from compiler.errors import UserError
+from compiler.exported import CLASSES_KEY, SCOPES_KEY, listed
 from compiler.graph import PASS_KEY, REWRITE_KEY, SOURCES_KEY, read_model
 from compiler.records import model_in, read_record
 from compiler.rewrite import ORIGIN_KEY, PASSES_KEY
 from compiler.rewrites import RecordedRewrite, read_rewrites
 
 # Where PyTorch's exporters write the path of the module that a node comes from.
-SCOPES_KEY = "pkg.torch.onnx.name_scopes"
-CLASSES_KEY = "pkg.torch.onnx.class_hierarchy"
 # So many names are offered for one that no node has.
 SUGGESTED = 3
 # Of the nodes that a rewrite took out, so many are printed.
@@ -182,20 +180,12 @@ def _by_metadata(stage: str, node: onnx.NodeProto) -> History:
 
 def _origin(node: onnx.NodeProto) -> Origin:
     said = _metadata(node)
-    scopes, classes = (_listed(said.get(key, "")) for key in (SCOPES_KEY, CLASSES_KEY))
+    scopes, classes = (listed(said.get(key, "")) for key in (SCOPES_KEY, CLASSES_KEY))
     if len(scopes) > 1:  # the last is the operator
         return Origin(node.name, node.op_type, scopes[-2], classes[-2] if len(classes) > 1 else "")
     # torch.onnx's older exporter has it in the node's name: /encoder/layer.0/attention/MatMul
     *path, _ = node.name.split("/")
     return Origin(node.name, node.op_type, ".".join(path[1:]) if path and not path[0] else "")
-
-
-def _listed(text: str) -> list[str]:
-    try:
-        value = ast.literal_eval(text) if text else []
-    except (ValueError, SyntaxError):
-        return []
-    return [str(one) for one in value] if isinstance(value, list) else []
 
 
 def _unique(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:

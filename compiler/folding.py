@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 
-from compiler.graph import Graph, Node
+from compiler.graph import Graph, Node, make_constant
 from compiler.weights import Array, NewWeight, Weight, is_float, onnx_type_of
 
 # A folded constant may not outgrow what it was made from by more than this: an Expand to the size
@@ -49,12 +49,8 @@ def fold_constants(graph: Graph) -> None:
         weight = None if _is_kept(graph, node) else _folded(graph, node)
         if weight is None:
             kept.append(node)
-            continue
-        tensor = node.outputs[0]
-        node.inputs.clear()
-        node.outputs.clear()
-        tensor.to_constant(np.zeros(0))
-        tensor._values = weight
+        else:
+            make_constant(node, weight)
     graph.ir.nodes = kept
 
 

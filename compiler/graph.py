@@ -305,6 +305,15 @@ def producer_of(tensor: Tensor) -> Node | None:
     return tensor.inputs[0] if tensor.inputs else None
 
 
+def make_constant(node: Node, weight: Weight) -> None:
+    """Takes a node of one output out of the wiring: the output is a constant, under its name."""
+    (tensor,) = node.outputs
+    node.inputs.clear()
+    node.outputs.clear()
+    tensor.to_constant(np.zeros(0))
+    tensor._values = weight
+
+
 def static_shape(tensor: Tensor) -> Shape | None:
     """A tensor's shape if every dimension is a known int, else None."""
     shape = tensor.shape

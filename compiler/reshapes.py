@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from compiler.dimensions import Dim, Dimensions, Dims, Size, product
-from compiler.graph import Graph, Node, Tensor, producer_of
+from compiler.graph import Graph, Node, Tensor, make_constant, producer_of
 from compiler.weights import Array, NewWeight
 
 
@@ -60,7 +60,7 @@ def name_sizes(graph: Graph) -> None:
 def _settle(graph: Graph, known: Dimensions, node: Node) -> bool:
     values = known.value(node.outputs[0])
     if values is not None and not graph.is_output(node.outputs[0]):
-        return _make_constant(node, values)
+        return _make_numbers(node, values)
     if node.op == "Expand":
         return _set_target(graph, node, _expand_target(known, node))
     if node.op != "Reshape":
@@ -68,17 +68,13 @@ def _settle(graph: Graph, known: Dimensions, node: Node) -> bool:
     return _turn(known, node) or _set_target(graph, node, _reshape_target(graph, known, node))
 
 
-def _make_constant(node: Node, values: Array) -> bool:
+def _make_numbers(node: Node, values: Array) -> bool:
     """Lets a constant take the place of a node that computes numbers; names stay."""
     is_known = not any(isinstance(value, Size) for value in values.reshape(-1))
     if node.op == "Constant" or not is_known:
         return False
-    (tensor,) = node.outputs
-    dtype = np.dtype(np.int64) if tensor.dtype is None else np.dtype(tensor.dtype)
-    node.inputs.clear()
-    node.outputs.clear()
-    tensor.to_constant(np.zeros(0))
-    tensor._values = NewWeight(values.astype(dtype), dtype, f"{node.op} of sizes")
+    dtype = np.dtype(node.outputs[0].dtype or np.int64)
+    make_constant(node, NewWeight(values.astype(dtype), dtype, f"{node.op} of sizes"))
     return True
 
 

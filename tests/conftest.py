@@ -18,6 +18,17 @@ settings.register_profile("long", deadline=None, print_blob=True, max_examples=2
 settings.load_profile("shared")
 
 
+@pytest.fixture
+def one_thread():
+    """Matrices this small are slower in two threads, and far slower beside other processes."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def depth_model(tmp_path_factory) -> Path:
     """The ONNX file of a small Depth Anything V2 with twin weights (small_depth.py); read only."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import onnx
 import pytest
-import torch
 from mutants import EDITS, EQUIVALENT, WRONG, Mutant
 from onnx import parser
 from typer.testing import CliRunner
@@ -21,19 +20,12 @@ from compiler.pipeline import parse_pipeline
 from compiler.verify.reduction import READABLE
 
 PREFIX = "canonicalize,fold_norm"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # One of each kind: in a head, of the weights, malformed, small, by comparing, declared, outside.
 QUICK = {"scale x1.01", "slice +1 of k", "head left out", "LayerNorm eps x10",
          "one weight element x1.01", "copy differs in one weight", "rows flipped, batch",
          "edit outside of the rewrite, split_heads"}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Matrices this small are slower in two threads, and far slower beside other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def built(source: Path, passes: str, folder: Path) -> Path:

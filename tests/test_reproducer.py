@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from mutants import EDITS, WRONG, Mutant
 from onnx import parser
 
@@ -25,20 +24,13 @@ from compiler.verify.views import View, views_equal_to, views_of_shape
 ROOT = Path(__file__).parents[1]
 FILES = {"BUG_REPORT.md", "failure.json", "inputs.npz", "new.onnx", "old.onnx", "replay.sh"}
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # One of each kind; the others are slow together.
 QUICK = {"scale missing", "k and v swapped", "two heads of the output swapped", "slice -1 of v",
          "head left out", "tiles overlap", "gelu by tanh", "BGR order", "half missing, copy",
          "rows flipped, batch", "copy reads the original", "maximum for range",
          "edit outside of the rewrite, insert_resize"}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Matrices this small are slower in two threads, and far slower beside other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def by_id(mutants: list[Mutant]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
@@ -10,13 +9,13 @@ from itertools import takewhile
 
 import onnx
 
+from compiler.exported import SCOPES_KEY, listed
 from compiler.graph import Graph, export_node, reads_of
 from compiler.region import TensorType
 from compiler.rewrite import Signature
 from compiler.weights import Weight
 
 # Where PyTorch's exporter says from which modules a node comes.
-_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 
 class Side:
@@ -94,12 +93,10 @@ class Side:
 def module_of(node: onnx.NodeProto) -> list[str]:
     """The path of a node's module: `["encoder", "layer", "0", "attention"]`."""
     for entry in node.metadata_props:
-        if entry.key == _SCOPES_KEY:
-            try:
-                scopes = ast.literal_eval(entry.value)
-                return [part for part in str(scopes[-2]).split(".") if part]
-            except (ValueError, SyntaxError, IndexError, TypeError):
-                return []
+        if entry.key == SCOPES_KEY:
+            return [
+                part for scope in listed(entry.value)[-2:-1] for part in scope.split(".") if part
+            ]
     if node.name.startswith("/"):  # the older exporter writes the path into the name
         return [part for part in node.name.replace("/", ".").split(".")[:-1] if part]
     return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import math
 import re
 from collections import Counter, defaultdict
@@ -13,11 +12,10 @@ from pathlib import Path
 
 import onnx
 
+from compiler.exported import SCOPES_KEY, listed
 from compiler.graph import PASS_KEY, REWRITE_KEY, SOURCES_KEY, read_model
 from compiler.region import TensorType
 
-# torch's exporter writes the modules around a node here, outermost first, the node itself last.
-SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 # An attribute's text longer than this (a table of values) says nothing to a reader.
 _LONGEST_ATTRIBUTE = 120
 # Shapes and axes are shown with their values, weights are not.
@@ -123,11 +121,8 @@ def _node(proto: onnx.NodeProto, scopes: Mapping[str, str], here: set[str]) -> S
 
 def _scope_in(name: str, metadata: Mapping[str, str]) -> str:
     """The module around a node, from the exporter's metadata or from a name that is a path."""
-    try:
-        scopes = ast.literal_eval(metadata.get(SCOPES_KEY, ""))
-        return str(scopes[-2])
-    except (ValueError, SyntaxError, LookupError, TypeError):
-        return name.strip("/").rpartition("/")[0]
+    scopes = listed(metadata.get(SCOPES_KEY, ""))
+    return scopes[-2] if len(scopes) > 1 else name.strip("/").rpartition("/")[0]
 
 
 def _attribute(attribute: onnx.AttributeProto) -> str:
