@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +15,9 @@ from compiler.progress import Progress, nothing
 from compiler.records import finite, json_text, read_record
 from compiler.sweep.grid import Grid, Variant
 from compiler.sweep.state import fingerprint, is_current, read_state, write_state
-from compiler.sweep.tasks import Needs, Outcome, Task, memory_budget, run_tasks
 from compiler.targets.chips import Chip, chip_with_estimates
+from compiler.workers.locking import one_at_a_time
+from compiler.workers.tasks import Needs, Outcome, Task, memory_budget, run_tasks
 
 Notice = Callable[[str], None]
 
@@ -66,7 +65,7 @@ def sweep(
     if device is not None:
         _require_device(device)
     variants, notes = _resolved(grid)
-    with writing(folder), _locked(folder) as lock:
+    with writing(folder), one_at_a_time(folder, "sweep") as lock:
         state = _Sweep(
             grid, variants, folder, target, device, verify, budget, lock, progress, notes
         )
@@ -280,17 +279,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """The folder, for one sweep at a time; its workers hold the lock too, until they have ended."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{folder}: another sweep is at work there; wait for it, or choose another -o"
-            ) from error
-        yield file.fileno()

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from compiler.errors import UserError
 from compiler.progress import nothing
-from compiler.sweep import tasks
-from compiler.sweep.tasks import (
+from compiler.workers import tasks
+from compiler.workers.tasks import (
     FIRST_NEED_NBYTES,
     MARGIN,
     Needs,

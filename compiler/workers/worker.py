@@ -1,7 +1,7 @@
-"""One build, estimate or profile of a sweep, in a process of its own.
+"""One build, estimate, profile or candidate, in a process of its own.
 
-Run by `compiler.sweep.tasks` with a JSON object as its only argument; the answer is the one line on
-stdout. It ends when its stdin does: then whoever started it is gone.
+Run by `compiler.workers.tasks` with a JSON object as its only argument; the answer is the one line
+on stdout. It ends when its stdin does: then whoever started it is gone.
 """
 
 from __future__ import annotations
@@ -51,7 +51,14 @@ def profile(job: dict[str, Any]) -> dict[str, Any]:
     return {"latency_ms": found.latency_ms, "peak_memory_bytes": found.peak_memory_bytes}
 
 
-JOBS = {"build": build, "estimate": estimate, "profile": profile}
+def candidate(job: dict[str, Any]) -> dict[str, Any]:
+    """Builds, verifies and measures a candidate of `tune`."""
+    from compiler.tuning.candidate import measure
+
+    return measure(job)
+
+
+JOBS = {"build": build, "estimate": estimate, "profile": profile, "candidate": candidate}
 
 
 def main(job: dict[str, Any]) -> None:

@@ -120,7 +120,7 @@ class _Worker:
         # Both live as long as the process, which outlives any block here.
         self._said, self._log = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "compiler.sweep.worker", json.dumps(task.job)],
+            [sys.executable, "-m", "compiler.workers.worker", json.dumps(task.job)],
             stdin=subprocess.PIPE, stdout=self._said, stderr=self._log,
             start_new_session=True, pass_fds=keep_open,
         )  # fmt: skip

@@ -1,0 +1,28 @@
+"""A folder that one program works in at a time."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from compiler.errors import UserError
+
+
+@contextmanager
+def one_at_a_time(folder: Path, what: str) -> Iterator[int]:
+    """Makes and locks a folder for one `what`; gives the lock's file descriptor.
+
+    Workers that keep the descriptor open hold the lock, too, until they have ended. Raises
+    UserError if another holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{folder}: another {what} is at work there; wait for it, or choose another -o"
+            ) from error
+        yield file.fileno()
