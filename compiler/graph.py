@@ -62,6 +62,7 @@ class Graph:
         """
         self.folder = folder
         given = weights or {}
+        _settle_tensors(model.graph, folder)
         _inline_small_tensors(model, folder, given)
         embedded = _set_aside_large_tensors(model)
         try:
@@ -336,6 +337,9 @@ def export_node(node: Node) -> onnx.NodeProto:
             _rename_captured(proto.attribute[-1], value)
         else:
             proto.attribute.extend(OnnxExporter.export_attributes({key: value}))
+    # graphsurgeon knows no sparse tensors and no types, and has None for them.
+    unknown = [a for name, (value, a) in source.items() if value is None and name not in node.attrs]
+    proto.attribute.extend(unknown)
     metadata = getattr(node, "metadata", {})
     for key in sorted(metadata):
         proto.metadata_props.add(key=key, value=metadata[key])
@@ -412,6 +416,34 @@ def _stub(constant: Tensor) -> TensorProto:
         name=constant.name, data_type=onnx_type_of(constant._values.dtype), dims=constant.shape,
         data_location=TensorProto.EXTERNAL,
     )  # fmt: skip
+
+
+def _settle_tensors(graph: onnx.GraphProto, folder: Path, *, is_body: bool = False) -> None:
+    """Brings inside what graphsurgeon would drop, or look for in the working directory.
+
+    Sparse weights are zeros to it; external tensors of attributes and bodies it does not know.
+    """
+    graph.initializer.extend(map(_dense, graph.sparse_initializer))
+    del graph.sparse_initializer[:]
+    inner = [a for node in graph.node for a in node.attribute]
+    tensors = [tensor for a in inner for tensor in ([a.t] if a.HasField("t") else a.tensors)]
+    for tensor in [*tensors, *(graph.initializer if is_body else ())]:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            external_source(tensor, folder)
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+    for body in (body for a in inner for body in ([a.g] if a.HasField("g") else a.graphs)):
+        _settle_tensors(body, folder, is_body=True)
+
+
+def _dense(tensor: onnx.SparseTensorProto) -> TensorProto:
+    """A sparse tensor with its zeros; indices are of all elements in a row, or one an axis."""
+    values, indices = (onnx.numpy_helper.to_array(part) for part in (tensor.values, tensor.indices))
+    whole = np.zeros(tuple(tensor.dims), values.dtype)
+    where = np.unravel_index(indices, whole.shape) if indices.ndim == 1 else tuple(indices.T)
+    whole[where] = values
+    return onnx.numpy_helper.from_array(whole, tensor.values.name)
 
 
 def _inline_small_tensors(

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import compiler
 from compiler.cli import main
 from compiler.diff import Diff, diff_files, diff_graphs, diff_pass
 from compiler.diff.layout import wrapped
+from compiler.diff.model import Error, Place
 from compiler.diff.page import page
 from compiler.diff.text import print_diff, rows_of
 from compiler.errors import UserError
@@ -164,6 +166,21 @@ def test_a_kind_holds_places_errors_cut_and_weights(attention_build):
     assert [p.role for p in repeat.parameters] == ["query"] * 2 + ["key"] * 2 + ["value"] * 2
 
 
+@pytest.mark.parametrize(
+    ("errors", "worst"),
+    [
+        ([("pass", 1e-15), ("pass", 3e-15), ("pass", 2e-15)], 3e-15),
+        ([("pass", 3e-15), ("UNVERIFIED", 0.0), ("pass", 2e-15)], 0.0),
+        ([("fail", 1e-3), ("UNVERIFIED", 0.0), ("fail", 2e-3)], 2e-3),
+    ],
+    ids=["largest", "unverified", "failed"],
+)
+def test_the_error_of_a_kind_is_that_of_its_worst_place(attention_build, errors, worst):
+    (kind,) = diff_pass(attention_build, "split_heads").kinds
+    places = tuple(Place("t", "", Error(status, error, 1e-12)) for status, error in errors)
+    assert replace(kind, places=places).float64.error == worst
+
+
 def test_two_stages_have_the_rewrites_of_all_passes_between(depth_build):
     difference = diff_files(depth_build / "00_source.onnx", depth_build / "model.onnx")
     assert difference.from_record
@@ -199,6 +216,66 @@ def test_alignment_finds_what_the_record_says(attention_build):
     assert one.title == two.title
     assert one.old == two.old
     assert one.new == two.new, "how the weights were made, too, found by their values"
+
+
+def test_alignment_knows_a_copy_of_the_network(depth_build):
+    """By the record it is one line of 425 nodes; it is here, too."""
+    stages = [depth_build / f"{name}.onnx" for name in ("05_split_queries", "06_flip_average")]
+    (one,), (two,) = diff_pass(depth_build, "flip_average").kinds, diff_graphs(
+        *(Graph.load(stage) for stage in stages)).kinds  # fmt: skip
+    shown = [[(line.op, line.nodes) for line in k.new.expression.lines] for k in (one, two)]
+    assert shown[0] == shown[1]
+    assert any(op.startswith("copy of") for op, _ in shown[1])
+
+
+CHAINED = "".join(f"t{{0}}{i + 1} = Exp(t{{0}}{i}) " for i in range(25))
+ALONE = "g (float[4] ta0) => (float[4] ya) <float[4] w> {{ {} ya = Mul(ta25, w) }}"
+COPIED = """g (float[4] ta0) => (float[4] y) <float[4] w>
+    {{ {} ya = Mul(ta25, w) tb0 = Neg(ta0) {} yb = Mul(tb25, w) y = Add(ya, yb) }}"""
+
+
+@pytest.mark.parametrize(
+    ("change", "copied"),
+    [
+        (("", ""), [26]),
+        (("tb3 = Exp(tb2)", "tb3 = Log(tb2)"), [23]),
+        (("tb12 = Exp(tb11)", "tb12 = Log(tb11)"), []),
+        (("tb12 = Exp(tb11)", "q = Exp(tb11) tb12 = Exp(q)"), [26]),
+    ],
+    ids=["the whole", "all behind another op", "too little behind another op", "one node more"],
+)
+def test_a_copy_is_what_does_the_same_to_its_own(graph_of, change, copied):
+    original, copy = CHAINED.format("a"), CHAINED.format("b").replace(*change)
+    after = graph_of(COPIED.format(original, copy))
+    (kind,) = diff_graphs(graph_of(ALONE.format(original)), after).kinds
+    lines = kind.new.expression.lines
+    assert [line.nodes for line in lines if line.op.startswith("copy of")] == copied
+
+
+@pytest.mark.parametrize(("read", "copied"), [("tb20", 27), ("ta20", 26)])
+def test_what_reads_the_original_is_no_copy(graph_of, read, copied):
+    original, copy = CHAINED.format("a"), CHAINED.format("b")
+    ends = ["ma = Mul(ta25, w) ya = Sub(ma, ta20)", f"mb = Mul(tb25, w) yb = Sub(mb, {read})"]
+    header = "<float[4] w> {"
+    before = f"g (float[4] ta0) => (float[4] ya) {header} {original} {ends[0]} }}"
+    after = f"""g (float[4] ta0) => (float[4] y) {header}
+        {original} {ends[0]} tb0 = Neg(ta0) {copy} {ends[1]} y = Add(ya, yb) }}"""
+    (kind,) = diff_graphs(graph_of(before), graph_of(after)).kinds
+    lines = kind.new.expression.lines
+    assert [line.nodes for line in lines if line.op.startswith("copy of")] == [copied]
+
+
+def test_a_node_that_keeps_its_name_is_told_with_its_rewrite(model_of, tmp_path):
+    """Only what it reads is new: the record names it neither as removed nor as added."""
+    onnx.save(model_of("""g (float[n,6] x) => (float[n,2,3] y) <int64[1] rest = {6},
+    int64[1] zero = {0}, int64[1] one = {1}, int64[2] cut = {2, 3}>
+    { s = Shape(x) n = Slice(s, zero, one, zero) t = Concat <axis = 0> (n, cut) y = Reshape(x, t) }
+    """), tmp_path / "model.onnx")  # fmt: skip
+    compiler.build(str(tmp_path / "model.onnx"), "canonicalize", output=tmp_path / "built",
+                   canonicalize=False)  # fmt: skip
+    (kind,) = diff_pass(tmp_path / "built", "canonicalize").kinds
+    assert kind.old_ops == ("Shape", "Slice", "Concat", "Reshape")
+    assert kind.new_ops == ("Reshape",)
 
 
 # -- no difference ---------------------------------------------------------------------------------
@@ -338,11 +415,30 @@ def test_names_inside_bodies_are_no_difference(graph_of):
     assert diff_graphs(graph_of(body()), graph_of(other)).is_empty
 
 
-@pytest.mark.parametrize("text", [body("Mul"), body(operand="s")], ids=["op", "captured tensor"])
-def test_a_change_inside_a_body_is_one_of_its_node(graph_of, text):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (body("Mul"), "attribute then_branch: in its body Add → Mul"),
+        (body(operand="s"), "what its bodies, or the local function that it calls, compute"),
+    ],
+    ids=["op", "captured tensor"],
+)
+def test_a_change_inside_a_body_is_one_of_its_node(graph_of, text, said):
     (kind,) = diff_graphs(graph_of(body()), graph_of(text)).kinds
     assert kind.old_ops == kind.new_ops == ("If",)
-    assert kind.details
+    assert kind.details[0] == said
+
+
+def test_a_value_in_an_attribute_is_told(graph_of):
+    text = "g (int64[1] n) => (float[k] y) { y = ConstantOfShape <value = float[1] {1}> (n) }"
+    (kind,) = diff_graphs(graph_of(text), graph_of(text.replace("{1}", "{2}"))).kinds
+    assert kind.details == ("attribute value: 1 of 1 elements differs, [0]: 1 → 2",)
+
+
+def test_another_version_of_an_operator_is_told(graph_of):
+    text = "g (float[2,4] x) => (float[2,4] y) { y = Softmax (x) }"
+    (kind,) = diff_graphs(graph_of(text, 12), graph_of(text, 13)).kinds
+    assert kind.details == ("version of the operator: 11 → 13",)
 
 
 # -- one change is shown as exactly that -----------------------------------------------------------
@@ -637,6 +733,18 @@ def test_colours_are_for_terminals(attention_build, monkeypatch, capsys):
         force_terminal=True, color_system="standard", width=80))  # fmt: skip
     print_diff(diff_pass(attention_build, "split_heads"))
     assert "\x1b[31m- " in capsys.readouterr().out
+
+
+def test_without_a_record_the_way_to_an_error_is_told(model_of, tmp_path):
+    names = [tmp_path / f"{name}.onnx" for name in ("one", "the other", "third")]
+    texts = [TEXT, TEXT.replace("Relu", "Tanh"), TEXT.replace("Relu", "Tanh").replace("x3", "z")]
+    for path, text in zip(names, texts, strict=True):
+        onnx.save(model_of(text), path)
+    last = rows_of(diff_files(*names[:2]), 100)[-1].text
+    assert last.endswith(f"python -m compiler verify {names[0]} '{names[1]}'")
+    assert (
+        "can't be run against each other" in rows_of(diff_files(names[0], names[2]), 100)[-1].text
+    )
 
 
 # -- the command -----------------------------------------------------------------------------------

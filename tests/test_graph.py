@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
@@ -424,3 +425,30 @@ def test_constants_are_known(model_of):
     assert graph.values(tensors["d"]) is None
     assert not graph.is_constant(tensors["x"])
     assert producer_of(tensors["x"]) is None
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("as_node", [False, True])
+def test_a_sparse_weight_keeps_its_values(tmp_path, rows, as_node):
+    """graphsurgeon reads packed ones as zeros, and drops those of Constant nodes."""
+    where = np.array([[0, 1], [2, 3]] if rows else [1, 11], np.int64)
+    values = numpy_helper.from_array(np.array([2.5, -1], np.float32), "w")
+    tensor = helper.make_sparse_tensor(values, numpy_helper.from_array(where, "at"), [3, 4])
+    model = parser.parse_model("""<ir_version: 10, opset_import: ["": 20]>
+        g (float[2,3] x) => (float[2,4] y) { y = MatMul(x, w) }""")
+    if as_node:
+        model.graph.node.insert(0, helper.make_node("Constant", [], ["w"], sparse_value=tensor))
+    else:
+        model.graph.sparse_initializer.append(tensor)
+    result = saved(Graph.load(written(model, tmp_path)), tmp_path)
+    evaluator = onnx.reference.ReferenceEvaluator(result)
+    expected = np.zeros((3, 4), np.float32)
+    expected[0, 1], expected[2, 3] = 2.5, -1
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    if not as_node:  # the reference evaluator does not take a Constant's sparse value
+        np.testing.assert_array_equal(evaluator.run(None, {"x": x})[0], x @ expected)
+    else:
+        (attribute,) = result.graph.node[0].attribute
+        np.testing.assert_array_equal(
+            numpy_helper.to_array(attribute.sparse_tensor.values), np.float32([2.5, -1])
+        )

@@ -47,11 +47,17 @@ from pathlib import Path
 
 from compiler.diff.alignment import Pairing
 from compiler.diff.changes import kinds_of
-from compiler.diff.interface import Interface, declared_changes, interfaces, renamed
+from compiler.diff.interface import (
+    Interface,
+    aside_changes,
+    declared_changes,
+    interfaces,
+    renamed,
+)
 from compiler.diff.model import Diff, Kind
 from compiler.diff.numbering import Numbered, Numbers
 from compiler.diff.pieces import changes_between
-from compiler.diff.recorded import recorded_changes, steps_between
+from compiler.diff.recorded import record_between
 from compiler.diff.side import Side
 from compiler.graph import Graph
 from compiler.records import stages_around
@@ -64,12 +70,12 @@ def diff_pass(build: Path, pass_name: str) -> Diff:
 
 def diff_files(before: Path, after: Path) -> Diff:
     """Compares two ONNX files. Raises UserError on a bad one."""
-    steps = steps_between(before, after)
-    if steps is None:
-        return diff_graphs(Graph.load(before), Graph.load(after), str(before), str(after))
-    first = Graph.load(before)
-    changes, last = recorded_changes(steps, first)
-    old, new = Side(first), Side(last)
+    record = record_between(before, after)
+    old = Side.load(before)
+    if record is None:
+        return _diff_sides(old, Side.load(after), str(before), str(after))
+    stages = list(record.changes(old))
+    new, changes = stages[-1][0], [change for _, found in stages for change in found]
     pairs = interfaces(old, new)[-1]
     return Diff(
         str(before), str(after), (len(old.nodes), len(new.nodes)),
@@ -80,7 +86,10 @@ def diff_files(before: Path, after: Path) -> Diff:
 
 def diff_graphs(before: Graph, after: Graph, old_name: str = "", new_name: str = "") -> Diff:
     """Compares two graphs by structure: names are a hint, never the key."""
-    old, new = Side(before), Side(after)
+    return _diff_sides(Side(before), Side(after), old_name, new_name)
+
+
+def _diff_sides(old: Side, new: Side, old_name: str, new_name: str) -> Diff:
     numbers, pairs = Numbers(), interfaces(old, new)
     found = [_aligned(old, new, way, numbers) for way in pairs]
     best = next((p for p in found if _are_equal(p)), found[-1])
@@ -89,8 +98,8 @@ def diff_graphs(before: Graph, after: Graph, old_name: str = "", new_name: str =
     kinds = sorted(kinds_of(changes), key=lambda k: -len(k.places) * _size(k))
     return Diff(
         old_name, new_name, (len(old.nodes), len(new.nodes)),
-        (*declared_changes(old, new, chosen), *moved_outputs), tuple(kinds),
-        tuple(renamed(chosen)),
+        (*declared_changes(old, new, chosen), *aside_changes(best.old, best.new), *moved_outputs),
+        tuple(kinds), tuple(renamed(chosen)), is_comparable=old.signature == new.signature,
     )  # fmt: skip
 
 

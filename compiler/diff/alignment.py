@@ -8,7 +8,7 @@ to other operands; at last such nodes of one op whose attributes or weights chan
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 
 from compiler.diff.numbering import ABSENT, Numbered
 
@@ -22,14 +22,19 @@ class Pairing:
     def __init__(self, old: Numbered, new: Numbered, outputs: Sequence[tuple[str, str]]) -> None:
         """Pairs them; `outputs` are the pairs of the models' outputs by name."""
         self.old, self.new, self.outputs = old, new, outputs
-        self.of_old: dict[int, int] = {}
-        self.of_new: dict[int, int] = {}
-        self._pair_alike(old.values, new.values)
+        self._start(range(len(old.values)), range(len(new.values)))
+        self._pair_alike()
         self._pair_by_weights()
         self._spread(self._does_the_same)
         self._pair_by_names()
         self._spread(self._does_the_same)
         self._spread(self._is_of_one_op)
+
+    def _start(self, ours: Collection[int], theirs: Collection[int]) -> None:
+        """With no pair, and the nodes of both graphs that may be in one."""
+        self.of_old: dict[int, int] = {}
+        self.of_new: dict[int, int] = {}
+        self._ours, self._theirs = ours, theirs
 
     def unpair(self, old: int) -> None:
         """Takes a pair apart: one node was removed, another added."""
@@ -38,18 +43,32 @@ class Pairing:
     def _add(self, old: int, new: int) -> None:
         self.of_old[old], self.of_new[new] = new, old
 
-    def _pair_alike(self, old: Iterable[int], new: Iterable[int]) -> None:
-        """Pairs nodes of equal numbers, in order."""
-        free: dict[int, list[int]] = defaultdict(list)
-        for j, value in enumerate(new):
-            free[value].append(j)
-        for i, value in enumerate(old):
-            if free.get(value):
-                self._add(i, free[value].pop(0))
+    def _pair_alike(self) -> None:
+        """Pairs nodes of equal numbers; of several such those of equal use, reader or name."""
+        ends = zip(*self.outputs, strict=True) if self.outputs else ((), ())
+        sides = self.old, self.new
+        uses = [side.uses(names) for side, names in zip(sides, ends, strict=True)]
+        names = [[node.output[0] if node.output else "" for node in s.side.nodes] for s in sides]
+        for old, new in (uses, [s.readers() for s in sides], names, [s.ops for s in sides]):
+            self._pair_equal(
+                list(zip(self.old.values, old, strict=True)),
+                list(zip(self.new.values, new, strict=True)),
+            )
+
+    def _pair_equal(self, old: Sequence[Hashable], new: Sequence[Hashable]) -> None:
+        """Pairs the free nodes of equal keys, in order."""
+        free: dict[Hashable, deque[int]] = defaultdict(deque)
+        for j, key in enumerate(new):
+            if j not in self.of_new:
+                free[key].append(j)
+        for i, key in enumerate(old):
+            if i not in self.of_old and free.get(key):
+                self._add(i, free[key].popleft())
 
     def _pair_by_weights(self) -> None:
         """Pairs the nodes that no other resembles: the same op with the same weights."""
-        old, new = _unpaired(self.old, self.of_old), _unpaired(self.new, self.of_new)
+        old = _by_local(self.old, (i for i in self._ours if i not in self.of_old))
+        new = _by_local(self.new, (j for j in self._theirs if j not in self.of_new))
         for key, nodes in old.items():
             is_marked = any(number != ABSENT for number in key[1])
             if is_marked and len(nodes) == len(new.get(key, ())) == 1:
@@ -91,17 +110,20 @@ class Pairing:
 
     def _readers_of(self, a: str, b: str) -> Iterator[tuple[int, int]]:
         ours, theirs = defaultdict(list), defaultdict(list)  # type: ignore[var-annotated]
-        for side, done, name, found in ((self.old.side, self.of_old, a, ours),
-                                        (self.new.side, self.of_new, b, theirs)):  # fmt: skip
+        for side, nodes, done, name, found in (
+            (self.old.side, self._ours, self.of_old, a, ours),
+            (self.new.side, self._theirs, self.of_new, b, theirs),
+        ):
             for node, slot in side.readers.get(name, ()):
-                if node not in done:
+                if node in nodes and node not in done:
                     found[side.nodes[node].op_type, slot].append(node)
-        for key, nodes in ours.items():
-            if len(nodes) == len(theirs.get(key, ())) == 1:
-                yield nodes[0], theirs[key][0]
+        for key, readers in ours.items():
+            if len(readers) == len(theirs.get(key, ())) == 1:
+                yield readers[0], theirs[key][0]
 
     def _are_free(self, i: int, j: int) -> bool:
-        return i not in self.of_old and j not in self.of_new
+        is_free = i not in self.of_old and j not in self.of_new
+        return is_free and i in self._ours and j in self._theirs
 
     def _does_the_same(self, i: int, j: int) -> bool:
         return self.old.local(i) == self.new.local(j)
@@ -116,9 +138,21 @@ class Pairing:
         return same_op and sorted(given[0]) == sorted(given[1])
 
 
-def _unpaired(side: Numbered, done: Mapping[int, int]) -> dict[Local, list[int]]:
+class Copying(Pairing):
+    """Which node of a graph is copied by which of some others in it."""
+
+    def __init__(self, graph: Numbered, copies: Collection[int]) -> None:
+        """Looks for what `copies`, nodes of the graph, are copies of among its other nodes."""
+        self.old = self.new = graph
+        self.outputs = ()
+        theirs = frozenset(copies)
+        self._start(frozenset(range(len(graph.values))) - theirs, theirs)
+        self._pair_by_weights()
+        self._spread(self._does_the_same)
+
+
+def _by_local(side: Numbered, nodes: Iterable[int]) -> dict[Local, list[int]]:
     found: dict[Local, list[int]] = defaultdict(list)
-    for i in range(len(side.side.nodes)):
-        if i not in done:
-            found[side.local(i)].append(i)
+    for i in nodes:
+        found[side.local(i)].append(i)
     return found

@@ -17,6 +17,7 @@ from compiler.diff.expression import (
 from compiler.diff.model import Error, Expression, Kind, Origin, Place, Region
 from compiler.diff.numbering import Numbers
 from compiler.diff.side import Side
+from compiler.rewrites import RecordedRewrite
 from compiler.weights import Weight
 
 # How weights were made is searched for among so many pairs: a rewrite has few, and models that have
@@ -36,23 +37,33 @@ class Change:
     details: tuple[str, ...] = ()
     sort: tuple[Hashable, ...] = ()
     """What of the details makes two changes different kinds: everything but names and values."""
-    pass_name: str = ""
-    float64: Error | None = None
+    rewrite: RecordedRewrite | None = None
+    """What a build recorded of it."""
     float32: Error | None = None
+
+    @property
+    def pass_name(self) -> str:
+        """The pass that did it, if a build recorded that."""
+        return "" if self.rewrite is None else self.rewrite.title.partition("#")[0]
 
     def place(self) -> Place:
         """Where it is."""
-        old_scope = self.old.side.scope(self.old.nodes)
-        return Place(self.tensor, old_scope or self.new.side.scope(self.new.nodes), self.float64)
+        scope = self.old.side.scope(self.old.nodes) or self.new.side.scope(self.new.nodes)
+        return Place(self.tensor, scope, Error.of(self.rewrite.float64) if self.rewrite else None)
 
 
-def kinds_of(changes: Sequence[Change]) -> list[Kind]:
-    """Equal changes as one kind each, in order of the first."""
+def alike(changes: Iterable[Change]) -> list[list[Change]]:
+    """Changes in groups of those that differ in names and the values of weights alone."""
     groups: dict[Hashable, list[Change]] = defaultdict(list)
     for change in changes:
         forms = canonical_form(change.old), canonical_form(change.new)
         groups[change.pass_name, change.sort, forms].append(change)
-    return [_kind(alike) for alike in groups.values()]
+    return list(groups.values())
+
+
+def kinds_of(changes: Iterable[Change]) -> list[Kind]:
+    """Equal changes as one kind each, in order of the first."""
+    return [_kind(group) for group in alike(changes)]
 
 
 def _kind(changes: Sequence[Change]) -> Kind:
@@ -65,17 +76,12 @@ def _kind(changes: Sequence[Change]) -> Kind:
         first.pass_name, places,
         _region(first.old, expression_of(first.old)), _region(new, shown),
         first.details, tuple(_origins(new, first.old.side)), first.float32,
-        (_names(first.old), _names(first.new)),
+        (first.old.names(), first.new.names()),
     )  # fmt: skip
 
 
 def _region(fragment: Fragment, expression: Expression) -> Region:
-    ops = tuple(fragment.side.nodes[i].op_type for i in fragment.nodes)
-    return Region(ops, fragment.inputs(), fragment.outputs(), expression)
-
-
-def _names(fragment: Fragment) -> tuple[str, ...]:
-    return tuple(fragment.side.nodes[i].name for i in fragment.nodes)
+    return Region(fragment.ops(), fragment.inputs(), fragment.outputs(), expression)
 
 
 def _derived(change: Change) -> Mapping[str, str]:

@@ -51,6 +51,14 @@ class Fragment:
         single = [i for i in self.nodes if i not in copied]
         return [*(_item(self.side, i) for i in single), *(_copy(self.side, c) for c in self.copies)]
 
+    def ops(self) -> tuple[str, ...]:
+        """The op of every node."""
+        return tuple(self.side.nodes[i].op_type for i in self.nodes)
+
+    def names(self) -> tuple[str, ...]:
+        """The name of every node."""
+        return tuple(self.side.nodes[i].name for i in self.nodes)
+
     def inputs(self) -> dict[str, str]:
         """What the nodes read and none of them computes, weights aside, with types."""
         made = set(self.side.made_by(self.nodes))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from compiler.diff.numbering import Numbered
 from compiler.diff.side import Side
 from compiler.region import TensorType
+from compiler.rewrite import Signature
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -59,6 +62,7 @@ def declared_changes(old: Side, new: Side, pairs: Interface) -> Iterator[str]:
         order = [b for a in ours for x, b in known if x == a]
         if order != [name for name in theirs if name in order]:
             yield f"order of {what}s: {', '.join(ours)} → {', '.join(theirs)}"
+    yield from _changed_relations(old.signature, new.signature, pairs)
     for domain in sorted({*old.opsets, *new.opsets}):
         was, now = old.opsets.get(domain, "absent"), new.opsets.get(domain, "absent")
         if was != now:
@@ -77,6 +81,49 @@ def _changed_types(
             yield f"{what} {name}: {kind} → {now or 'absent'}"
     for name in (name for name in new if name not in twins.values()):
         yield f"{what} {name}: absent → {new[name]}"
+
+
+def _changed_relations(old: Signature, new: Signature, pairs: Interface) -> Iterator[str]:
+    """Which dynamic sizes must be equal to each other, if that differs."""
+    twins = [
+        (f"{what} {a}", ours[a], theirs[b])
+        for what, known, ours, theirs in (
+            ("input", pairs.inputs, old.inputs, new.inputs),
+            ("output", pairs.outputs, old.outputs, new.outputs),
+        )
+        for a, b in known
+    ]
+    first_of: tuple[dict[str, int], dict[str, int]] = {}, {}
+    sizes = 0
+    for name, was, now in twins:
+        both = zip(was.shape or (), now.shape or (), strict=False)
+        for d in [(a, b) for a, b in both if not isinstance(a, int) and not isinstance(b, int)]:
+            sizes += 1
+            firsts = [known.setdefault(size, sizes) if size else sizes
+                      for known, size in zip(first_of, d, strict=True)]  # fmt: skip
+            if firsts[0] != firsts[1]:
+                yield f"{name}: {was} → {now}: other sizes are equal to each other"
+                return
+
+
+def aside_changes(old: Numbered, new: Numbered) -> Iterator[str]:
+    """Weights that a caller may replace, and quantization annotations."""
+    ours, theirs = (Counter(side.tensors[n] for n in side.side.defaults) for side in (old, new))
+    for side, gone, change in ((old, ours - theirs, "yes → no"), (new, theirs - ours, "no → yes")):
+        for name in (n for n in side.side.defaults if side.tensors[n] in gone):
+            yield f"weight {name} may be given as an input: {change}"
+    if _annotations(old) != _annotations(new):
+        counts = [len(side.side.annotations) for side in (old, new)]
+        yield f"quantization annotations: {counts[0]} → {counts[1]}, of other tensors or values"
+
+
+def _annotations(side: Numbered) -> Counter[Hashable]:
+    return Counter(
+        (side.tensors.get(one.tensor_name),
+         tuple(sorted((e.key, side.tensors.get(e.value, e.value)) for e in
+                      one.quant_parameter_tensor_names)))
+        for one in side.side.annotations
+    )  # fmt: skip
 
 
 def _same_type(old: TensorType, new: TensorType) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,11 +56,16 @@ def heading(diff: Diff) -> list[Row]:
 
 
 def closing(diff: Diff) -> list[Row]:
-    """What a reader of files without a record should know."""
+    """For readers of files without a record: how to get at errors, where that can be."""
     if diff.from_record or not diff.kinds:
         return []
-    return [Row("No build recorded these changes, so no error is known: `python -m compiler verify "
-                "A B` measures it.", "dim", 0)]  # fmt: skip
+    text = "No build recorded these changes, so no error is known"
+    if diff.is_comparable:
+        names = " ".join(shlex.quote(name) for name in (diff.before, diff.after) if name)
+        how = f"python -m compiler verify {names or 'A B'}"
+        return [Row(f"{text}. Both models in float64 and float32: {how}", "dim", 0)]
+    why = "models of other inputs or outputs can't be run against each other"
+    return [Row(f"{text}: {why}.", "dim", 0)]
 
 
 def section(kind: Kind, width: int) -> Section:

@@ -193,6 +193,8 @@ class Diff:
     kinds: tuple[Kind, ...]
     renamed: tuple[str, ...] = ()
     """Inputs and outputs that only have other names: no difference."""
+    is_comparable: bool = True
+    """Whether their inputs and outputs are the same by name, type and order: both can be run."""
     from_record: bool = False
     """Whether the kinds are a build's own rewrites; else they come from structural alignment."""
 

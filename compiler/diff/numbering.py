@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,6 +17,11 @@ from compiler.weights import Array, Weight
 # So many bytes tell most weights apart, before whole ones are compared.
 _SAMPLED_NBYTES = 1024
 ABSENT = -1
+# Two of these are never one computation, however alike they are.
+_RANDOM = {
+    "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+    "RandomUniformLike",
+}  # fmt: skip
 
 
 class Numbers:
@@ -68,74 +75,149 @@ class Numbered:
         self.weights = {name: numbers.of_weight(w) for name, w in side.weights.items()}
         self.tensors = {name: numbers.of("input", key) for name, key in inputs.items()}
         self.tensors |= self.weights
-        self.ops = [self._whole_op(i) for i in range(len(side.nodes))]
+        operators = _Operators(side, numbers)
+        self.ops = [operators.of(node, side.reads[i]) for i, node in enumerate(side.nodes)]
         self.values: list[int] = []
         for i, node in enumerate(side.nodes):
-            reads = tuple(self.tensors.get(name, ABSENT) for name in side.reads[i])
+            reads = tuple(self._number(name) for name in side.reads[i])
             self.values.append(numbers.of("node", self.ops[i], reads))
             for j, name in enumerate(node.output):
                 self.tensors[name] = numbers.of("output", self.values[i], j)
+
+    def _number(self, name: str) -> int:
+        if name and name not in self.tensors:
+            self.tensors[name] = self._numbers.of("unknown", name)
+        return self.tensors[name] if name else ABSENT
 
     def local(self, i: int) -> tuple[int, tuple[int, ...]]:
         """What a node does, up to the tensors that it reads: its op, and its weights' numbers."""
         return self.ops[i], tuple(self.weights.get(name, ABSENT) for name in self.side.reads[i])
 
-    def _whole_op(self, i: int) -> int:
-        """The number of a node's op; what its bodies capture counts by its position."""
-        slots: dict[str, int] = {}
-        for k, name in enumerate(self.side.reads[i]):
-            slots.setdefault(name, self._numbers.of("slot", k))
-        return self._op(self.side.nodes[i], slots, 0)
+    def uses(self, outputs: Sequence[str]) -> list[int]:
+        """The number of all that is computed from each node, up to these outputs of the model."""
+        uses = [ABSENT] * len(self.side.nodes)
+        for i in reversed(range(len(uses))):
+            ends = tuple(
+                (tuple(k for k, other in enumerate(outputs) if other == name),
+                 tuple(sorted((self.values[r], uses[r], slot)
+                              for r, slot in self.side.readers.get(name, ()))))
+                for name in self.side.nodes[i].output
+            )  # fmt: skip
+            uses[i] = self._numbers.of("use", ends)
+        return uses
 
-    def _op(self, node: onnx.NodeProto, known: Mapping[str, int], level: int) -> int:
-        """The number of an operator in its version, with its attributes and bodies."""
-        attributes = meaningful_attributes(node, self.side.opsets)
-        plain = tuple(_plain(a) for a in attributes if not _bodies(a))
+    def readers(self) -> list[Hashable]:
+        """What reads each node's outputs, up to the other tensors that it reads."""
+        return [
+            tuple(tuple(sorted((self.local(r), slot) for r, slot in self.side.readers.get(n, ())))
+                  for n in node.output)
+            for node in self.side.nodes
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What names mean inside a body or a local function, and which versions operators have."""
+
+    known: Mapping[str, int]
+    opsets: Mapping[str, int]
+    level: int = 0
+
+
+class _Operators:
+    """Numbers for operators: version, attributes, bodies, and the local functions they call."""
+
+    def __init__(self, side: Side, numbers: Numbers) -> None:
+        self._side, self._numbers = side, numbers
+        self._functions: dict[tuple[str, str], Hashable] = {}
+
+    def of(self, node: onnx.NodeProto, reads: Iterable[str]) -> int:
+        """The number of a node's operator; what its bodies capture counts by its position."""
+        slots: dict[str, int] = {}
+        for k, name in enumerate(reads):
+            slots.setdefault(name, self._numbers.of("slot", k))
+        return self._op(node, _Names(slots, self._side.opsets))
+
+    def _op(self, node: onnx.NodeProto, names: _Names) -> int:
+        attributes = meaningful_attributes(node, names.opsets)
+        plain = tuple(_plain(a, self._side.folder) for a in attributes if not _bodies(a))
+        inner = _Names(names.known, names.opsets, names.level + 1)
         bodies = tuple(
-            (a.name, tuple(self._body(body, known, level + 1) for body in _bodies(a)))
+            (a.name, tuple(self._body(body, inner) for body in _bodies(a)))
             for a in attributes
             if _bodies(a)
         )
         outputs = tuple(bool(name) for name in node.output)
         domain = "" if node.domain == "ai.onnx" else node.domain
-        function = self.side.functions.get((node.domain, node.op_type))
-        called = None if function is None else function.SerializeToString(deterministic=True)
-        version = meaning(node, self.side.opsets)
+        called = self._called((node.domain, node.op_type))
+        version = meaning(node, names.opsets)
         return self._numbers.of("op", node.op_type, domain, version, plain, bodies, outputs, called)
 
-    def _body(self, body: onnx.GraphProto, outer: Mapping[str, int], level: int) -> Hashable:
+    def _called(self, key: tuple[str, str]) -> Hashable:
+        """What a local function computes, the names inside it aside; None if it is none."""
+        function = self._side.functions.get(key)
+        if function is not None and key not in self._functions:
+            self._functions[key] = "itself"  # a function that calls itself ends here
+            opsets = {entry.domain: entry.version for entry in function.opset_import}
+            known = {n: self._numbers.of("argument", i) for i, n in enumerate(function.input)}
+            defaults = tuple(_plain(a, self._side.folder) for a in function.attribute_proto)
+            names = _Names(known, opsets)
+            results = self._computed(function.node, function.output, names)
+            self._functions[key] = (results, tuple(function.attribute), defaults)
+        return self._functions.get(key)
+
+    def _body(self, body: onnx.GraphProto, outer: _Names) -> Hashable:
         """What a body of If, Loop or Scan computes; it sees the tensors around it."""
-        known = dict(outer)
+        known = dict(outer.known)
         for i, value in enumerate(body.input):
-            known[value.name] = self._numbers.of("body input", level, i)
+            known[value.name] = self._numbers.of("body input", outer.level, i)
         for tensor in body.initializer:
-            known[tensor.name] = self._numbers.of("body weight", _plain_tensor(tensor))
-        for node in body.node:
-            reads = tuple(known.get(name, ABSENT) for name in node.input)
-            value = self._numbers.of("node", self._op(node, known, level), reads)
+            held = _plain_tensor(tensor, self._side.folder)
+            known[tensor.name] = self._numbers.of("body weight", held)
+        for sparse in body.sparse_initializer:
+            known[sparse.values.name] = self._numbers.of("sparse", _sparse(sparse))
+        names = _Names(known, outer.opsets, outer.level)
+        return self._computed(body.node, [value.name for value in body.output], names)
+
+    def _computed(
+        self, nodes: Iterable[onnx.NodeProto], outputs: Iterable[str], names: _Names
+    ) -> tuple[int, ...]:
+        """The numbers of what nodes compute."""
+        known, drawn = dict(names.known), Counter[str]()
+        for node in nodes:
+            if node.op_type in _RANDOM:
+                drawn[node.op_type] += 1
+            op = self._op(node, _Names(known, names.opsets, names.level))
+            reads = tuple(self._read(known, name) for name in node.input)
+            value = self._numbers.of("node", op, reads, drawn[node.op_type])
             for j, name in enumerate(node.output):
                 known[name] = self._numbers.of("output", value, j)
-        return tuple(known.get(value.name, ABSENT) for value in body.output)
+        return tuple(self._read(known, name) for name in outputs)
+
+    def _read(self, known: Mapping[str, int], name: str) -> int:
+        return known.get(name, self._numbers.of("unknown", name)) if name else ABSENT
 
 
 def _bodies(attribute: onnx.AttributeProto) -> Sequence[onnx.GraphProto]:
     return [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
 
 
-def _plain(attribute: onnx.AttributeProto) -> bytes:
-    """An attribute's bytes without what has no meaning: the name of a tensor in it, its text."""
-    if not attribute.HasField("t") and not attribute.doc_string:
-        return bytes(attribute.SerializeToString(deterministic=True))
+def _plain(attribute: onnx.AttributeProto, folder: Path) -> Hashable:
+    """An attribute without what has no meaning: the name of a tensor in it, its text."""
+    if attribute.HasField("t"):
+        return attribute.name, _plain_tensor(attribute.t, folder)
     twin = onnx.AttributeProto()
     twin.CopyFrom(attribute)
     twin.doc_string = ""
-    if twin.HasField("t"):
-        twin.t.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(twin.t)))
     return bytes(twin.SerializeToString(deterministic=True))
 
 
-def _plain_tensor(tensor: onnx.TensorProto) -> Hashable:
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return bytes(tensor.SerializeToString(deterministic=True))
-    values = onnx.numpy_helper.to_array(tensor)
+def _plain_tensor(tensor: onnx.TensorProto, folder: Path) -> Hashable:
+    values = onnx.numpy_helper.to_array(tensor, str(folder))
     return tensor.data_type, tuple(tensor.dims), _as_bytes(values).tobytes()
+
+
+def _sparse(tensor: onnx.SparseTensorProto) -> Hashable:
+    """A sparse tensor without the names in it."""
+    parts = tensor.values, tensor.indices
+    return (tuple(tensor.dims), *(_plain_tensor(part, Path()) for part in parts))

@@ -3,15 +3,18 @@ nodes that stayed with another attribute, weight or operand."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 
 from compiler.diff.alignment import Pairing
 from compiler.diff.changes import Change
+from compiler.diff.copies import copies_in
 from compiler.diff.expression import Fragment, attribute_value
-from compiler.weights import Weight
+from compiler.weights import NewWeight, Weight
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ class _Pieces:
         for members in self._groups():
             old = tuple(k for side, k in members if side == "old")
             new = tuple(k for side, k in members if side == "new")
-            removed, added = Fragment(self._old.side, old), Fragment(self._new.side, new)
+            removed = Fragment(self._old.side, old)
+            added = Fragment(self._new.side, new, copies=copies_in(self._new, new))
             tensors = [*removed.outputs(), *added.outputs(), "nothing"]
             texts = () if old and new else tuple(self._bypasses(removed, added))
             yield Change(tensors[0], removed, added, texts, (len(texts),))
@@ -176,14 +180,18 @@ class _Pieces:
     def _attributes(self, i: int, j: int) -> Iterator[tuple[Hashable, str]]:
         if self._old.ops[i] == self._new.ops[j]:
             return
-        was, now = ({a.name: attribute_value(a) for a in side.attributes(k)}
+        was, now = ({a.name: a for a in side.attributes(k)}
                     for side, k in ((self._old.side, i), (self._new.side, j)))  # fmt: skip
-        changed = [n for n in dict.fromkeys([*was, *now]) if was.get(n) != now.get(n)]
-        for name in changed:
-            text = f"attribute {name}: {was.get(name, 'absent')} → {now.get(name, 'absent')}"
+        texts = [
+            text
+            for name in dict.fromkeys([*was, *now])
+            if (text := changed_attribute(was.get(name), now.get(name)))
+        ]
+        versions = [side.version(k) for side, k in ((self._old.side, i), (self._new.side, j))]
+        if versions[0] != versions[1]:
+            texts.append(f"version of the operator: {versions[0]} → {versions[1]}")
+        for text in texts or ["what its bodies, or the local function that it calls, compute"]:
             yield text, text
-        if not changed:
-            yield "op", "the operator itself: its version, a tensor or a body in its attributes"
 
     def _weights(self, i: int, j: int) -> Iterator[tuple[Hashable, str]]:
         old, new = self._old.side, self._new.side
@@ -228,6 +236,22 @@ class _Joined:
         for node in self._parent:
             found.setdefault(self._root(node), []).append(node)
         return list(found.values())
+
+
+def changed_attribute(old: onnx.AttributeProto | None, new: onnx.AttributeProto | None) -> str:
+    """`attribute axis: 1 → 2`, of a body the ops that it has more or less of; or nothing."""
+    was, now = ("absent" if a is None else attribute_value(a) for a in (old, new))
+    name = (old or new or onnx.AttributeProto()).name
+    if old is None or new is None or was != now:
+        return f"attribute {name}: {was} → {now}"
+    if old.HasField("t") and new.HasField("t"):
+        tensors = [onnx.numpy_helper.to_array(a.t) for a in (old, new)]
+        same = tensors[0].dtype == tensors[1].dtype and tensors[0].tobytes() == tensors[1].tobytes()
+        weights = [NewWeight(values, values.dtype, name) for values in tensors]
+        return "" if same else f"attribute {name}: {changed_values(*weights)}"
+    ops = [Counter(node.op_type for node in a.g.node) for a in (old, new)]
+    gone, come = (", ".join((a - b).elements()) or "nothing" for a, b in (ops, ops[::-1]))
+    return f"attribute {name}: in its body {gone} → {come}" if ops[0] != ops[1] else ""
 
 
 def changed_values(old: Weight, new: Weight) -> str:

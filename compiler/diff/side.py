@@ -4,26 +4,58 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
+from pathlib import Path
 
 import onnx
 
+from compiler.errors import UserError
 from compiler.exported import SCOPES_KEY, listed
-from compiler.graph import Graph, export_node, reads_of
+from compiler.graph import Graph, export_node, read_model, reads_of
 from compiler.region import TensorType
 from compiler.rewrite import Signature
 from compiler.weights import Weight
 
-# Where PyTorch's exporter says from which modules a node comes.
+# Before this version of the format weights had to be listed among the inputs.
+_IR_OF_DEFAULTS = 4
+
+
+@dataclass(frozen=True)
+class Aside:
+    """What a file says and `Graph` leaves out."""
+
+    defaults: tuple[str, ...] = ()
+    """The weights that a caller may replace: they are inputs, too."""
+    annotations: tuple[onnx.TensorAnnotation, ...] = ()
+    """Which tensors hold the scales and zero points of which."""
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> Aside:
+        """What is to be known of a parsed file. Raises UserError for overloaded functions."""
+        overloaded = next((n for n in [*model.graph.node, *model.functions] if n.overload), None)
+        if overloaded is not None:
+            what = f"{overloaded.name!r} is an overload of a local function, or calls one"
+            raise UserError(f"{what}: overloads can't be compared")
+        weights = {tensor.name for tensor in model.graph.initializer}
+        replaceable = weights if model.ir_version >= _IR_OF_DEFAULTS else set()
+        return cls(
+            tuple(value.name for value in model.graph.input if value.name in replaceable),
+            tuple(model.graph.quantization_annotation),
+        )
 
 
 class Side:
     """A graph by the names of its tensors; Constant nodes count as weights."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, aside: Aside | None = None) -> None:
+        """Takes a graph, and what its file says beside it."""
+        said = aside or Aside()
+        self.defaults, self.annotations = said.defaults, said.annotations
+        self.folder = graph.folder
         self.signature = Signature.of(graph)
-        self.opsets = graph.opsets
+        self.opsets = {"" if d == "ai.onnx" else d: v for d, v in graph.opsets.items()}
         self.ir_version = graph.ir_version
         self.functions = {(f.domain, f.name): f for f in graph.functions()}
         self.outputs = [tensor.name for tensor in graph.outputs]
@@ -42,6 +74,13 @@ class Side:
             for slot, name in enumerate(names):
                 self.readers[name].append((i, slot))
 
+    @classmethod
+    def load(cls, path: Path) -> Side:
+        """Reads a file, leaving its weights on disk. Raises UserError on a bad one."""
+        model = read_model(path)
+        aside = Aside.of(model)
+        return cls(Graph(model, path.parent), aside)
+
     def _add(self, graph: Graph, node: object) -> None:
         proto = export_node(node)
         tensors = reads_of(node)
@@ -57,7 +96,7 @@ class Side:
             self.types[name] = TensorType.of(tensor)
             weight = graph.weight(tensor)
             if weight is not None:
-                self.weights[name] = weight
+                self.weights.setdefault(name, weight)
 
     def shape(self, name: str) -> str:
         """`[1×1370×384]`; `[?]` if nothing is known."""
@@ -71,6 +110,11 @@ class Side:
     def attributes(self, i: int) -> list[onnx.AttributeProto]:
         """A node's attributes by name; one that has the operator's default means nothing."""
         return meaningful_attributes(self.nodes[i], self.opsets)
+
+    def version(self, i: int) -> int:
+        """The opset in which a node's operator last changed; 0 for one that ONNX doesn't know."""
+        domain = "" if self.nodes[i].domain == "ai.onnx" else self.nodes[i].domain
+        return _since(self.nodes[i].op_type, domain, self.opsets.get(domain, 0))
 
     def made_by(self, nodes: Iterable[int]) -> list[str]:
         """The tensors that nodes compute."""
@@ -117,6 +161,14 @@ def meaningful_attributes(
     attributes = sorted(node.attribute, key=lambda attribute: attribute.name)
     return [a for a in attributes if a.name not in defaults or a.ref_attr_name
             or onnx.helper.get_attribute_value(a) != defaults[a.name]]  # fmt: skip
+
+
+@cache
+def _since(op: str, domain: str, opset: int) -> int:
+    try:
+        return int(onnx.defs.get_schema(op, opset, domain).since_version)
+    except onnx.defs.SchemaError:
+        return 0
 
 
 @cache

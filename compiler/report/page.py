@@ -12,11 +12,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from compiler.building import write_whole
+from compiler.diff.recorded import Record
+from compiler.diff.side import Side
 from compiler.records import read_record
 from compiler.report.data import PageData, drawn_kinds
 from compiler.report.kinds import kinds_of
 from compiler.report.stages import StageGraph, read_stages
-from compiler.rewrites import read_rewrites
 
 REPORT_NAME = "report.html"
 LAYOUT = "dagre-3.1.3"
@@ -32,15 +33,16 @@ def write_report(folder: Path) -> Path:
 
     Raises UserError if the folder is not a build, or one of a version that kept no rewrites.
     """
-    record, rewrites = read_record(folder), read_rewrites(folder)
+    record = read_record(folder)
     reports = record["stages"]
-    stages = read_stages(folder, [stage["stage"] for stage in reports])
+    names = [stage["stage"] for stage in reports]
+    rewrites, stages = Record.read(folder, record, names), read_stages(folder, names)
     data = PageData(stages)
+    changed = rewrites.changes(Side.load(rewrites.steps[0]))
     kinds = {
-        after.name: drawn_kinds(data, kinds_of(rewrites.get(after.name, []), before, after),
-                                before, after)
-        for before, after in pairwise(stages)
-    }  # fmt: skip
+        after.name: drawn_kinds(data, kinds_of(changes, before, after), before, after)
+        for (before, after), (_, changes) in zip(pairwise(stages), changed, strict=True)
+    }
     page = _environment().get_template("report.html.jinja").render(
         record=record, stages=reports, kinds=kinds, summary=_summary(reports), passes=data.passes,
         op_counts=_op_counts(stages), sizes=_sizes(folder, record),
@@ -70,10 +72,10 @@ def _summary(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     proofs = [stage[rung] for stage in stages for rung in ("float64", "float32", "whole_float64")
               if stage[rung]]  # fmt: skip
     statuses = {proof["status"] for proof in proofs}
+    status = next((s for s in ("fail", "UNVERIFIED", "pass") if s in statuses), "not verified")
+    is_approximate = any(stage.get("loss") for stage in stages)
     return {
-        "status": next(
-            (s for s in ("fail", "UNVERIFIED", "pass") if s in statuses), "not verified"
-        ),
+        "status": "approximate" if is_approximate and status == "pass" else status,
         "rewrites": sum(stage["rewrites"] for stage in stages),
         "refusals": sum(len(stage["refusals"]) for stage in stages),
         "seconds": sum(stage["seconds"] for stage in stages),

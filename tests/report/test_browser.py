@@ -192,6 +192,18 @@ def test_light_and_dark_follow_the_system_and_the_button(built, opened, scheme):
     page.wait_for_function("window.drawn !== mapCanvas.toDataURL()")
 
 
+def test_a_phone_scrolls_the_page_past_the_pictures(built, opened):
+    page = opened(built)
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.evaluate("window.scrollTo({ top: 3000, behavior: 'instant' })")
+    assert page.evaluate("document.querySelector('.bar').getBoundingClientRect().bottom") < 0
+    touch = "getComputedStyle(mapCanvas).touchAction"
+    assert page.evaluate(touch) == "pan-y"
+    page.locator("#map-canvas").focus()
+    assert page.evaluate(touch) == "none"
+
+
 def test_every_control_has_a_name_and_every_picture_a_text(built, opened):
     page = opened(built)
     unnamed = page.evaluate(

@@ -5,10 +5,12 @@ from itertools import pairwise
 import onnx
 
 import compiler
+from compiler.diff.recorded import Record
+from compiler.diff.side import Side
+from compiler.records import read_record
 from compiler.report.drawings import MOST_BOXES, draw
 from compiler.report.kinds import kinds_of
 from compiler.report.stages import read_stages
-from compiler.rewrites import read_rewrites
 
 CHAIN = """g (float[4] x) => (float[4] y) <float[4] w, float half = {0.5}>
 { a = Exp(x) b = Mul(a, w) c = Mul(b, half) y = Relu(c) }"""
@@ -57,18 +59,21 @@ def test_many_tensors_that_flow_in_are_one_ellipse(stage_of):
 
 
 def kinds(built):
-    rewrites = read_rewrites(built)
-    names = ["00_source", *rewrites]
-    stages = dict(zip(names, read_stages(built, names), strict=True))
+    record = read_record(built)
+    names = [stage["stage"] for stage in record["stages"]]
+    rewrites = Record.read(built, record, names)
+    changed = rewrites.changes(Side.load(rewrites.steps[0]))
     return {
-        after: kinds_of(rewrites[after], stages[before], stages[after])
-        for before, after in pairwise(names)
+        after.name: kinds_of(changes, before, after)
+        for (before, after), (_, changes) in zip(
+            pairwise(read_stages(built, names)), changed, strict=True
+        )
     }
 
 
 def test_each_kind_of_rewrite_of_a_build_is_drawn(built):
     found = kinds(built)
-    assert [len(kind.changes) for kind in found["04_split_heads"]] == [4]
+    assert [len(kind.places) for kind in found["04_split_heads"]] == [4]
     (split,) = found["04_split_heads"]
     assert split.removed.startswith("5 × MatMul")
     # The heads are one branch: six of everything, and the op that joins them.

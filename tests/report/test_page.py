@@ -52,6 +52,34 @@ def test_every_pass_has_a_row_and_a_section_with_its_numbers(built):
     assert f"onnxruntime <b>{record['versions']['onnxruntime']}</b>" in page
 
 
+def test_a_kind_tells_its_count_and_its_worst_error(built, tmp_path):
+    """Four attentions, of which the third has the largest error now."""
+    for path in built.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    record = json.loads((built / "rewrites.json").read_text("utf-8"))
+    for rewrite, error in zip(record["stages"]["04_split_heads"], (1, 2, 7, 3), strict=True):
+        rewrite["float64"] |= {"error": error * 1e-14}
+    (tmp_path / "rewrites.json").write_text(json.dumps(record), "utf-8")
+    page = page_of(write_report(tmp_path).parent).partition('id="04_split_heads"')[2]
+    (summary,) = re.findall(r"<summary>(.*?)</summary>", page.partition("</article>")[0])
+    assert summary.startswith("<b>4 ×</b>")
+    assert "float64 7.0e-14" in summary
+
+
+def test_the_tiles_add_up_and_tell_what_came_closest_to_its_bound(model_of, tmp_path):
+    built = built_from(model_of(PLAIN), tmp_path)
+    record = json.loads((built / "build.json").read_text())
+    refusal = {"place": "there", "reason": "so"}
+    for stage, error, bound in zip(record["stages"], (0, 1e-14, 9e-14), (1, 1e-13, 1e-10),
+                                   strict=True):  # fmt: skip
+        stage["float64"] = {"status": "pass", "error": error, "bound": bound, "detail": ""}
+        stage |= {"refusals": [refusal, refusal], "rewrites": 5}
+    (built / "build.json").write_text(json.dumps(record))
+    page = page_of(write_report(built).parent)
+    assert "<dd>15 <small>6 refused</small></dd>" in page
+    assert "<dd>1.0e-14 <small>≤ 1.0e-13</small></dd>" in page
+
+
 def test_refusals_are_there_with_their_reasons(model_of, tmp_path):
     built = built_from(model_of(PLAIN), tmp_path)
     (refusal,) = json.loads((built / "build.json").read_text())["stages"][2]["refusals"]

@@ -167,6 +167,8 @@ class Picture {
       const hit = this.boxAt(event.offsetX, event.offsetY);
       if (travelled < 4) this.select(hit, { come: false });
     });
+    // The finger scrolls the page instead.
+    canvas.addEventListener("pointercancel", () => { last = null; });
     canvas.addEventListener("pointerleave", () => this.hover(-1));
     canvas.addEventListener("dblclick", (event) => this.zoom(1.6, event.offsetX, event.offsetY));
     canvas.addEventListener("blur", () => this.hover(-1));
