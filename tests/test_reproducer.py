@@ -27,9 +27,10 @@ FILES = {"BUG_REPORT.md", "failure.json", "inputs.npz", "new.onnx", "old.onnx", 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # One of each kind; the others are slow together.
-QUICK = {"scale missing", "k and v swapped", "two heads of the output swapped", "slice -1 of v",
-         "head left out", "tiles overlap", "gelu by tanh", "BGR order", "half missing, copy",
-         "rows flipped, batch", "copy reads the original", "maximum for range",
+QUICK = {"scale missing", "k and v swapped", "heads interleaved",
+         "two heads of the output swapped", "slice -1 of v", "head left out", "tiles overlap",
+         "gelu by tanh", "BGR order", "half missing, copy", "rows flipped, batch",
+         "copy reads the original", "maximum for range",
          "edit outside of the rewrite, insert_resize"}  # fmt: skip
 
 
@@ -168,6 +169,50 @@ def test_what_only_float32_shows_is_cut_at_shared_tensors(shifted, tmp_path):
     assert "in float32." in (folder / "BUG_REPORT.md").read_text()
     done = replayed(folder)
     assert (done.returncode, "differs" in done.stdout) == (1, True), done.stderr
+
+
+SHIFT = """
+from dataclasses import dataclass
+from types import SimpleNamespace
+import numpy as np
+from compiler.graph import producer_of, static_shape
+from compiler.rewrite import Builder, LocalPass, Replacement
+
+@dataclass(frozen=True)
+class Shift(LocalPass):
+    contract = "algebraic"
+
+    def match(self, graph):
+        found = [n for n in graph.nodes if n.op == "Relu" and producer_of(n.inputs[0]).op != "Sub"]
+        return [SimpleNamespace(place=n.outputs[0].name, node=n) for n in found]
+
+    def guard(self, graph, match):
+        return None
+
+    def rewrite(self, graph, match):
+        (x,), (y,) = match.node.inputs, match.node.outputs
+        builder, shape = Builder(graph, match.place), static_shape(y)
+        far = builder.constant(np.array(4096.0), x.dtype, "far")
+        there = builder.node("Add", [x, far], shape)
+        back = builder.node("Sub", [there, far], shape)
+        return Replacement(builder, [(y, builder.node("Relu", [back], shape))])
+"""
+
+
+@pytest.mark.parametrize("mode", ["each", "final"])
+def test_what_float32_shows_is_blamed_on_its_own_stage(tmp_path, mode):
+    """Comparing after the last pass only finds the first that is wrong all the same."""
+    from compiler.building import build_stages
+    from compiler.errors import VerificationError
+
+    (tmp_path / "shift.py").write_text(SHIFT)
+    (tmp_path / "b").mkdir()
+    onnx.save(parser.parse_model(STEPS), tmp_path / "m.onnx")
+    passes = parse_pipeline(f"canonicalize,{tmp_path}/shift.py,range_output")
+    with pytest.raises(VerificationError, match="02_shift is wrong: the whole model in float32"):
+        build_stages(tmp_path / "m.onnx", passes, tmp_path / "b", verify=mode,
+                     failures=tmp_path / "out")  # fmt: skip
+    assert record_of(tmp_path / "out")["first_diverging"] == "b"
 
 
 def test_what_no_pair_of_models_shows_is_said(shifted, tmp_path):

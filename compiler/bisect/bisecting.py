@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from compiler.bisect.checks import Check, CommandCheck, NumericCheck, Verdict
 from compiler.bisect.culprit import Culprit, disproven, write_culprit
 from compiler.bisect.prefixes import Built, Unit
 from compiler.bisect.search import Interval, first_bad
-from compiler.building import build_record, build_stages, write_json
+from compiler.building import build_record, build_stages, write_json, writing
 from compiler.errors import UserError
+from compiler.foreign import origins
 from compiler.pipeline import parse_pipeline
 from compiler.progress import Progress
 
@@ -73,8 +76,11 @@ def bisect(
     first = culprits[0]
     reproducer = None
     if len(culprits) == 1:
+        if isinstance(run.check, CommandCheck):
+            _require_steady(run.check, first)
         progress("making the reproducer small", 0, 1)
-        write_culprit(output, built, first, run.check)
+        with writing(output):
+            write_culprit(output, built, first, run.check)
         reproducer = str(output)
     return {
         "check": "float64 at each rewrite's cut" if proven else run.check.text,
@@ -86,16 +92,27 @@ def bisect(
     }  # fmt: skip
 
 
+@contextmanager
+def scratch_beside(output: Path) -> Iterator[Path]:
+    """An empty folder for the time being; weights may be more than `/tmp` holds."""
+    parent = next(folder for folder in output.absolute().parents if folder.is_dir())
+    with writing(output):
+        scratch = TemporaryDirectory(prefix=".bisect-", dir=parent)
+    with scratch as folder:
+        yield Path(folder)
+
+
 def build_for_bisection(
-    model: str, passes: str, folder: Path, *, size: str | None, weights: str, progress: Progress
-) -> None:
+    model: str, passes: str, folder: Path, *, size: str | None, weights: str, canonicalize: bool,
+    progress: Progress,
+) -> None:  # fmt: skip
     """Builds a model, unverified, with what a bisection needs of a build.
 
     Raises what `compiler.build` raises of bad input.
     """
     import models
 
-    pipeline = parse_pipeline(passes)
+    pipeline = [*parse_pipeline("canonicalize" if canonicalize else ""), *parse_pipeline(passes)]
     source = models.resolve(model, size=size, weights=weights, exporter="dynamo", opset=None)
     exported = folder / "exported"
     exported.mkdir(parents=True)
@@ -103,28 +120,43 @@ def build_for_bisection(
         source.write(exported), pipeline, folder, allow_noop=True, verify="none",
         progress=progress, failures=folder / "failure", spent=exported,
     )  # fmt: skip
-    write_json(folder / "build.json", build_record(stages, pipeline, {"name": source.name}, "none"))
+    record = build_record(stages, pipeline, {"name": source.name}, "none")
+    write_json(folder / "build.json", record | origins(pipeline))
 
 
 def _culprits(run: Bisection) -> tuple[list[Culprit], bool]:
     """The first bad rewrite (several where the check can't tell), and whether proofs found it."""
     built, last = run.built, len(run.built.passes)
-    if run.verdict(built.stages[0], 0) != "good":
-        raise UserError(f"the source is no good model by {run.check.text!r}: there is nothing to "
-                        "bisect")  # fmt: skip
-    result = run.verdict(built.stages[-1], last)
+    source = run.verdict(built.stages[0], 0)
+    _require(run.check, source, "the source", "good")
+    result = run.verdict(built.stages[-1], last) if source == "good" else "skip"
+    _require(run.check, result, "the result", "bad")
     if result != "bad":
-        if isinstance(run.check, CommandCheck):
-            what = "good" if result == "good" else "not to be told"
-            raise UserError(f"the result is {what} by {run.check.text!r}: there is nothing to "
-                            "bisect")  # fmt: skip
-        return [_by_proofs(run)], True
+        return [_by_proofs(run, shows="nothing" if result == "good" else "too little")], True
     run.say(f"source good, result bad: {last} passes to look at")
     interval = first_bad(last, lambda k: run.verdict(built.stages[k], k), _teller(run, "passes"))
     if interval.left > 1:
         return [_whole_pass(built, number)
                 for number in range(interval.good + 1, interval.bad + 1)], False  # fmt: skip
     return _bad_rewrites(run, interval.bad), False
+
+
+def _require(check: Check, said: Verdict, what: str, wanted: Verdict) -> None:
+    """Refuses what a command says of an end: without a good and a bad one there is no between."""
+    if isinstance(check, CommandCheck) and said != wanted:
+        verdict = "can't be told" if said == "skip" else f"is {said}"
+        raise UserError(f"{what} {verdict} by {check.text!r} ({check.answer}): there is nothing to "
+                        "bisect")  # fmt: skip
+
+
+def _require_steady(check: CommandCheck, found: Culprit) -> None:
+    """Asks for the models without and with the rewrite once more: a moody check finds anything."""
+    for model, said in ((found.good, "good"), (found.bad, "bad")):
+        again = check(model, found.number)
+        if again != said:
+            raise UserError(f"{check.text!r} called {model.name} {said}, and asked again "
+                            f"{again} ({check.answer}): it finds nothing until it says the same "
+                            "every time")  # fmt: skip
 
 
 def _teller(run: Bisection, what: str) -> Callable[[Interval, int, Verdict], None]:
@@ -159,7 +191,7 @@ def _culprit_of(built: Built, number: int, units: list[Unit], index: int) -> Cul
     stages = built.stages[number - 1 : number + 1]
     good = built.with_first(number, units, index) or stages[0]
     bad = built.with_first(number, units, index + 1) or stages[1]
-    return Culprit(number, units[index].title, "", good, bad, index)
+    return Culprit(number, units[index].title, "", good, bad)
 
 
 def _without_prefixes(run: Bisection, number: int) -> Culprit:
@@ -175,13 +207,12 @@ def _without_prefixes(run: Bisection, number: int) -> Culprit:
 def _whole_pass(built: Built, number: int) -> Culprit:
     recorded = built.rewrites[number - 1]
     title = recorded[0].title if len(recorded) == 1 else built.passes[number - 1].name
-    index = 0 if len(recorded) == 1 else None
-    return Culprit(number, title, "", built.stages[number - 1], built.stages[number], index)
+    return Culprit(number, title, "", built.stages[number - 1], built.stages[number])
 
 
-def _by_proofs(run: Bisection) -> Culprit:
+def _by_proofs(run: Bisection, *, shows: str) -> Culprit:
     """What the whole model does not show: every rewrite at its own cut, pass by pass."""
-    run.say("the whole model in float32 shows nothing: each rewrite is compared in float64 at its "
+    run.say(f"the whole model in float32 shows {shows}: each rewrite is compared in float64 at its "
             "own cut")  # fmt: skip
     for number in range(1, len(run.built.passes) + 1):
         found = disproven(run.built, number)
@@ -189,5 +220,6 @@ def _by_proofs(run: Bisection) -> Culprit:
             run.say(f"{run.pass_title(number)}: {found.title} differs")
             return found
         run.say(f"{run.pass_title(number)}: {len(run.built.rewrites[number - 1])} rewrites hold")
-    raise UserError("the result is good: the whole model in float32, and every rewrite at its own "
-                    "cut; for what only a device shows give --check COMMAND")  # fmt: skip
+    whole = "the whole model in float32, and " if shows == "nothing" else ""
+    raise UserError(f"the result is good: {whole}every rewrite at its own cut; for what only a "
+                    "device shows give --check COMMAND")  # fmt: skip

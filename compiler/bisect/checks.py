@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-import shlex
+import signal
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from compiler.bisect.command import MODEL, with_path
 from compiler.bisect.prefixes import Built
 from compiler.errors import UserError
-from compiler.graph import Graph
+from compiler.graph import Graph, Node
 from compiler.rewrite import DeclaredPass, Float64, Function, Signature
+from compiler.verify import RANDOM
 from compiler.verify.kernels.call import UnsupportedInFloat64
 from compiler.verify.proof import REFUSALS, judge
 from compiler.verify.sizes import Sizes
@@ -31,10 +34,11 @@ from compiler.verify.whole import (
 )
 
 Verdict = Literal["good", "bad", "skip"]
-MODEL = "{model}"
 # As for `git bisect run`: the command can't tell.
 CANNOT_TELL = 125
 NOT_RUN = (126, 127)
+# Who stops a command says nothing of the model: that it crashes does.
+STOPPED = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM}
 
 
 class Check(Protocol):
@@ -56,77 +60,119 @@ class CommandCheck:
             raise UserError(f"--check {command!r} has no {MODEL}: it says where the model's path "
                             "goes")  # fmt: skip
         self.text = command
+        self.answer = ""
+        """What the last call ended with: `exit code 3: no such device`."""
 
     def __call__(self, model: Path, number: int) -> Verdict:
-        """Runs the command on a model's file."""
-        command = self.text.replace(MODEL, shlex.quote(str(model.resolve())))
-        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+        """Runs the command on a model's file. Raises UserError if it can't be run to its end."""
+        done = subprocess.run(with_path(self.text, model.resolve()), shell=True, check=False,
+                              capture_output=True, text=True, errors="replace")  # fmt: skip
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        self.answer = ": ".join([f"exit code {done.returncode}", *said])
         if done.returncode in NOT_RUN:
-            said = (done.stderr.strip().splitlines() or ["it can't be run"])[-1]
-            raise UserError(f"--check {self.text!r}: {said}")
+            raise UserError(f"--check {self.text!r} can't be run: {self.answer}")
+        if _signal_of(done.returncode) in STOPPED:
+            raise UserError(f"--check {self.text!r} was stopped from outside ({self.answer}): that "
+                            "says nothing of the model")  # fmt: skip
         if done.returncode == CANNOT_TELL:
             return "skip"
         return "bad" if done.returncode else "good"
 
 
+def _signal_of(code: int) -> int:
+    """The signal that ended a command, as Python or a shell tells it; 0 for none."""
+    return -code if code < 0 else max(code - 128, 0)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What a stage must compute, and how far float32 itself may be from that."""
+
+    call: Function
+    noise: float
+    """How far float32 is from float64; nan if one can't be had."""
+    least: float
+    resizes: int
+
+
 class NumericCheck:
-    """Whole models in float32 against the source, through what the passes declare."""
+    """Whole models in float32 against the source, through what the passes declare.
+
+    What an approximate pass made is the source of what comes behind it: its loss was judged by the
+    build.
+    """
 
     text = "float32 against the source"
 
     def __init__(self, built: Built) -> None:
-        self._built = built
-        source = Graph.load(built.stages[0])
-        self._inputs = Signature.of(source).inputs
-        self._sizes = next(iter(accepted_sizes(built.stages[0], self._inputs)), Sizes({}))
-        self._least = least_bound(source)
-        self._resizes = _count_resizes(source)
-        self._expected = self._references(memoized(Float32Model(built.stages[0])))
-        self._noise = self._measured_noise(float64_model(source))
+        source = built.stages[0]
+        inputs = Signature.of(Graph.load(source)).inputs
+        self._sizes = next(iter(accepted_sizes(source, inputs)), Sizes({}))
+        self._expected = self._references(built)
 
     def __call__(self, model: Path, number: int) -> Verdict:
         """Runs the model; what onnxruntime refuses is bad."""
         try:
             graph = Graph.load(model)
+            if any(map(_may_draw, graph.nodes)):
+                return "skip"
             inputs = model_inputs(self._sizes.bind(Signature.of(graph).inputs))
             actual = Float32Model(model)(inputs)
         except UnsupportedInFloat64:
             return "skip"
         except UserError:
             return "bad"
-        expected = self._expected[number](inputs)
+        reference = self._expected[number]
+        expected = reference.call(inputs)
         if actual.keys() != expected.keys():
             return "bad"
-        status = judge(actual, expected, self._bound(graph)).status
+        status = judge(actual, expected, _bound(reference, graph)).status
         return "skip" if status == "UNVERIFIED" else "bad" if status == "fail" else "good"
 
-    def _references(self, source: Function) -> list[Function]:
+    def _references(self, built: Built) -> list[_Reference]:
         """What each stage must compute, given what the passes before it declare."""
-        found = [source]
-        stages = zip(self._built.passes, self._built.stages, strict=False)
-        for pass_, before in stages:
-            if isinstance(pass_, DeclaredPass):
+        found = [self._reference(built.stages[0])]
+        for pass_, before, after in zip(built.passes, built.stages, built.stages[1:], strict=False):
+            last = found[-1]
+            if pass_.contract == "approximate":
+                last = self._reference(after)
+            elif isinstance(pass_, DeclaredPass):
                 signature = Signature.of(Graph.load(before))
-                call = partial(_through, pass_, found[-1], signature)
-                found.append(memoized(call))
-            else:
-                found.append(found[-1])
+                call = memoized(partial(_through, pass_, last.call, signature))
+                last = replace(last, call=call)
+            found.append(last)
         return found
 
-    def _measured_noise(self, exact: Function) -> float:
-        """How far the source's float32 is from its float64; nan if it has none."""
+    def _reference(self, path: Path) -> _Reference:
+        """A stage as the measure of itself and of what follows."""
+        graph = Graph.load(path)
+        call = memoized(partial(_run, path))
+        noise = self._measured_noise(call, graph)
+        return _Reference(call, noise, least_bound(graph), _count_resizes(graph))
+
+    def _measured_noise(self, call: Function, graph: Graph) -> float:
         try:
-            inputs = model_inputs(self._sizes.bind(self._inputs))
-            return distance(self._expected[0](inputs), exact(inputs))
-        except (UnsupportedInFloat64, *REFUSALS):
+            inputs = model_inputs(self._sizes.bind(Signature.of(graph).inputs))
+            return distance(call(inputs), float64_model(graph)(inputs))
+        except (UnsupportedInFloat64, UserError, *REFUSALS):
             return math.nan
 
-    def _bound(self, graph: Graph) -> float:
-        if not math.isfinite(self._noise):
-            return GROSS_ERROR
-        gained = _count_resizes(graph) > self._resizes
-        least = max(self._least, RESIZE_BOUND if gained else 0.0)
-        return max(NOISE_MULTIPLE * self._noise, least)
+
+def _run(path: Path, inputs: Mapping[str, Float64]) -> dict[str, Float64]:
+    return Float32Model(path)(inputs)
+
+
+def _bound(reference: _Reference, graph: Graph) -> float:
+    if not math.isfinite(reference.noise):
+        return GROSS_ERROR
+    gained = _count_resizes(graph) > reference.resizes
+    least = max(reference.least, RESIZE_BOUND if gained else 0.0)
+    return max(NOISE_MULTIPLE * reference.noise, least)
+
+
+def _may_draw(node: Node) -> bool:
+    """Whether a node may draw random numbers: Dropout does where it is told that it is trained."""
+    return node.op in RANDOM or (node.op == "Dropout" and len(node.inputs) > 2)
 
 
 def _count_resizes(graph: Graph) -> int:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import onnx
 
-from compiler.bisect.checks import MODEL, Check, CommandCheck
+from compiler.bisect.checks import Check, CommandCheck
+from compiler.bisect.command import with_file_here
 from compiler.bisect.prefixes import Built, plain_nodes
 from compiler.building import WEIGHTS_NAME, run_pass
 from compiler.errors import UserError
@@ -20,6 +21,7 @@ from compiler.rewrite import Rewrite
 from compiler.verify.proof import prove
 from compiler.verify.reproducer import (
     differing_piece,
+    replaced,
     write_replay,
     write_reproducer,
     write_stage_reproducer,
@@ -37,8 +39,6 @@ class Culprit:
     good: Path
     """The model without it, and with it."""
     bad: Path
-    index: int | None = None
-    """Of the rewrite, if its number is known."""
     rewrite: Rewrite | None = None
     """The rewrite as the pass made it, if that is at hand."""
 
@@ -47,22 +47,29 @@ def disproven(built: Built, number: int) -> Culprit | None:
     """The first rewrite of a pass that computes something else at its cut, in float64."""
     before, after = built.stages[number - 1 : number + 1]
     pass_ = built.passes[number - 1]
-    if pass_.contract != "declared":
-        with suppress(UserError):
-            found = differing_piece(before, after, pass_.name)
-            if found is not None:
-                piece, proof = found
-                index = _recorded_at(built, number, piece)
-                title = piece.title if index is None else built.rewrites[number - 1][index].title
-                return Culprit(number, title, proof.detail, before, after, index)
+    if pass_.contract == "approximate":  # its loss was judged by the build; there are no proofs
+        return None
     again = run_again(built, number)
-    for index, rewrite in enumerate(again):
+    for rewrite in again:
         proof = prove(rewrite, pass_)
         if proof.status == "fail":
-            return Culprit(number, rewrite.title, proof.detail, before, after, index, rewrite)
+            return Culprit(number, rewrite.title, proof.detail, before, after, rewrite)
     for fault in record_faults(before, after, pass_, again)[:1] if again else ():
         only = again[0].title if len(again) == 1 else f"{pass_.name}, outside of its rewrites"
         return Culprit(number, only, fault, before, after)
+    return None if again or pass_.contract == "declared" else _differing(built, number)
+
+
+def _differing(built: Built, number: int) -> Culprit | None:
+    """The same from the stages alone, where the pass no longer makes what it made."""
+    before, after = built.stages[number - 1 : number + 1]
+    with suppress(UserError):
+        found = differing_piece(before, after, built.passes[number - 1].name)
+        if found is not None:
+            piece, proof = found
+            index = _recorded_at(built, number, piece)
+            title = piece.title if index is None else built.rewrites[number - 1][index].title
+            return Culprit(number, title, proof.detail, before, after)
     return None
 
 
@@ -80,7 +87,7 @@ def _recorded_at(built: Built, number: int, piece: Rewrite) -> int | None:
 def run_again(built: Built, number: int) -> Sequence[Rewrite]:
     """The rewrites of a pass, with their regions, by running it once more.
 
-    None if it refuses, or makes another model than it did in the build.
+    Empty if it refuses, or makes another model than it did in the build.
     """
     try:
         graph, done = run_pass(Graph.load(built.stages[number - 1]), built.passes[number - 1])
@@ -90,19 +97,19 @@ def run_again(built: Built, number: int) -> Sequence[Rewrite]:
     return done.rewrites if plain_nodes(graph.to_model()) == plain_nodes(stage) else []
 
 
-def write_culprit(folder: Path, built: Built, culprit: Culprit, check: Check) -> bool:
-    """Writes the reproducer of a bad rewrite; returns whether it has a `replay.sh`."""
-    _write_numeric(folder, built, culprit)
-    if isinstance(check, CommandCheck) and not _replays_by_command(folder, culprit, check):
-        _write_whole(folder, culprit, check)
-    return (folder / "replay.sh").exists()
+def write_culprit(folder: Path, built: Built, culprit: Culprit, check: Check) -> None:
+    """Writes the reproducer of a bad rewrite; it appears whole or not at all."""
+    with replaced(folder) as beside:
+        _write_numeric(beside, built, culprit)
+        if isinstance(check, CommandCheck) and not _replays_by_command(beside, culprit, check):
+            _write_whole(beside, culprit, check)
 
 
 def _write_numeric(folder: Path, built: Built, culprit: Culprit) -> None:
     pass_ = built.passes[culprit.number - 1]
     again = [] if culprit.rewrite is not None else run_again(built, culprit.number)
-    index = len(again) if culprit.index is None else culprit.index
-    rewrite = culprit.rewrite or next(iter(again[index : index + 1]), None)
+    same = (rewrite for rewrite in again if rewrite.title == culprit.title)
+    rewrite = culprit.rewrite or next(same, None)
     if rewrite is not None:
         proof = prove(rewrite, pass_)
         if proof.status == "fail":
@@ -125,10 +132,11 @@ def _replays_by_command(folder: Path, culprit: Culprit, check: CommandCheck) -> 
 
 def _command_replay(folder: Path, check: CommandCheck, model: str) -> None:
     """The user's command may name files of the folder that it was given in: it is run there."""
-    command = check.text.replace(MODEL, f'"$here"/{model}')
     where = shlex.quote(str(Path.cwd()))
-    write_replay(folder, f'here="$(pwd)" && cd {where} && {{ {command} || exit 1; }}',
-                 f"{model} still is bad")  # fmt: skip
+    write_replay(folder, f"{model} still is bad", [
+        'here="$(pwd)"', f"cd {where} || exit 2", "(", with_file_here(check.text, model), ")",
+        "case $? in 0) exit 0 ;; 125 | 126 | 127) exit 2 ;; *) exit 1 ;; esac",
+    ])  # fmt: skip
     with (folder / "BUG_REPORT.md").open("a", encoding="utf-8") as report:
         report.write(f"\n## The check\n\n`{check.text}` calls `{model}` bad, and the other model "
                      "good.\n")  # fmt: skip
@@ -138,11 +146,5 @@ def _write_whole(folder: Path, culprit: Culprit, check: CommandCheck) -> None:
     """Where the command needs whole models: those without and with the rewrite."""
     for name, path in (("good.onnx", culprit.good), ("bad.onnx", culprit.bad)):
         shutil.copyfile(path, folder / name)
-        weights = path.with_name(WEIGHTS_NAME)
-        if not (folder / WEIGHTS_NAME).exists() or _needs_more(folder, weights):
-            shutil.copyfile(weights, folder / WEIGHTS_NAME)
+    shutil.copyfile(culprit.bad.with_name(WEIGHTS_NAME), folder / WEIGHTS_NAME)
     _command_replay(folder, check, "bad.onnx")
-
-
-def _needs_more(folder: Path, weights: Path) -> bool:
-    return weights.stat().st_size > (folder / WEIGHTS_NAME).stat().st_size

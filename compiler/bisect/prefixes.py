@@ -7,15 +7,17 @@ both stages share keeps its name.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
-from compiler.building import WEIGHTS_NAME
+from compiler.building import WEIGHTS_NAME, writing
 from compiler.components import changed_components
 from compiler.errors import UserError
+from compiler.foreign import is_file_name, origins
 from compiler.graph import Graph
 from compiler.pipeline import parse_pipeline
 from compiler.records import read_record
@@ -50,8 +52,8 @@ class Built:
         record = read_record(folder)
         try:
             names = [stage["stage"] for stage in record["stages"]]
-            passes = parse_pipeline(record["pipeline"])
-        except (KeyError, TypeError) as error:
+            passes = _passes_of(record)
+        except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"{folder}: its build.json is not of this version") from error
         recorded = read_rewrites(folder)
         stages = [folder / f"{name}.onnx" for name in names]
@@ -104,10 +106,25 @@ class Built:
             return None
         weights = self.scratch / WEIGHTS_NAME
         if not weights.exists():
-            shutil.copyfile(self.stages[0].with_name(WEIGHTS_NAME), weights)
+            with writing(weights):  # onnx reads no weights through links
+                shutil.copyfile(self.stages[0].with_name(WEIGHTS_NAME), weights)
         path = self.scratch / f"{self.stages[number].stem}_first_{count}.onnx"
         onnx.save(model, path)
         return path
+
+
+def _passes_of(record: Mapping[str, Any]) -> list[Pass]:
+    """The passes of a build; those in files from where they were, if they are what ran there."""
+    ran = record.get("foreign_passes", {})
+    items = [item.partition(":") for item in record["pipeline"].split(",")]
+    located = [(ran[Path(name).stem]["path"] if is_file_name(name) else name) + colon + options
+               for name, colon, options in items]  # fmt: skip
+    passes = parse_pipeline(",".join(located))
+    now = origins(passes).get("foreign_passes", {})
+    for name, origin in ran.items():
+        if now[name]["sha256"] != origin["sha256"]:
+            raise UserError(f"{origin['path']} is no longer what the build ran: build it again")
+    return passes
 
 
 def _is_mixable(before: onnx.ModelProto, after: onnx.ModelProto, pass_: Pass) -> bool:
@@ -141,7 +158,7 @@ def _applied(
     model = onnx.ModelProto()
     model.CopyFrom(after)
     weights = {t.name: t for t in [*after.graph.initializer, *before.graph.initializer]}
-    theirs = {name for node in new for name in node.input}
+    theirs = {name for node in new for name in _reads(node)}
     weights |= {t.name: t for t in after.graph.initializer if t.name in theirs}
     made = {name for node in [*kept, *new] for name in node.output}
     nodes = _ordered([*kept, *new], {v.name for v in after.graph.input} | (set(weights) - made))
@@ -149,7 +166,7 @@ def _applied(
         return None
     del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
     model.graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input} | {v.name for v in after.graph.output}
+    read = {name for node in nodes for name in _reads(node)} | {v.name for v in after.graph.output}
     model.graph.initializer.extend(t for n, t in weights.items() if n in read and n not in made)
     return model
 
@@ -157,10 +174,11 @@ def _applied(
 def _ordered(nodes: Sequence[onnx.NodeProto], known: set[str]) -> list[onnx.NodeProto] | None:
     """The nodes in topological order; None if something that they read is never computed."""
     waiting, ordered, known = list(nodes), [], known | {""}
+    made = {name for node in nodes for name in node.output}
     while waiting:
         later = []
         for node in waiting:
-            if known.issuperset(node.input):
+            if known.issuperset({*node.input, *made.intersection(_reads(node))}):
                 ordered.append(node)
                 known.update(node.output)
             else:
@@ -169,6 +187,13 @@ def _ordered(nodes: Sequence[onnx.NodeProto], known: set[str]) -> list[onnx.Node
             return None
         waiting = later
     return ordered
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """The tensors that a node reads; those that the bodies of If, Loop and Scan read as well."""
+    bodies = [body for a in node.attribute for body in ([a.g] if a.HasField("g") else a.graphs)]
+    inner = [name for body in bodies for one in body.node for name in _reads(one)]
+    return [*node.input, *inner]
 
 
 def plain_nodes(model: onnx.ModelProto) -> set[bytes]:

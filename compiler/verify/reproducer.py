@@ -11,9 +11,8 @@ import math
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from compiler.building import versions
 from compiler.components import Values, changed_components
 from compiler.errors import UserError
 from compiler.graph import Graph
@@ -36,7 +36,6 @@ from compiler.verify.sizes import Sizes
 
 # Of two files each has its weights rounded for itself; so has a table of expected values.
 ROUNDED_BOUND = 2.0**-20
-VERSIONED = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime")
 # What an evaluation raises of models that it can't run.
 _UNEVALUATED = (*REFUSALS, UnsupportedInFloat64, UserError, KeyError)
 
@@ -110,8 +109,9 @@ def _stage_pairs(failure: Failure, before: Path, after: Path, pass_: Pass) -> It
         return iter(())
     found = differing_piece(before, after, pass_.name, failure.seed)
     if found is None:
-        failure.notes.append("In float64 every changed piece of the stage computes the same: what "
-                             "differs is the rounding, or a kernel of onnxruntime.")  # fmt: skip
+        failure.notes.append("In float64 no changed piece of the stage is seen to differ: it is "
+                             "the rounding, a kernel of onnxruntime, or a piece that has no "
+                             "float64 evaluation.")  # fmt: skip
         failure.bound = ROUNDED_BOUND
         return float32_pairs(before, after, pass_.name, failure.seed)
     piece, proof = found
@@ -167,6 +167,8 @@ def _pairs_at_cut(
     rewrite: Rewrite, bound: float, seed: int, sizes: Sequence[Sizes]
 ) -> Iterator[Pair]:
     if not rewrite.old.outputs:
+        rewrite = _of_kept_values(rewrite)
+    if not rewrite.old.outputs:
         return
     tried = trials(rewrite, bound, seed, sizes)
     feeds = next((feeds for feeds, proof in tried if proof.status == "fail"), None)
@@ -176,6 +178,19 @@ def _pairs_at_cut(
     for smaller in (reduced, _unreduced):
         with suppress(*_UNEVALUATED):  # what can't be made smaller may still be shown whole
             yield smaller(pair, bound)
+
+
+def _of_kept_values(rewrite: Rewrite) -> Rewrite:
+    """A rewrite whose new nodes read what they should replace: the old side is that value.
+
+    The driver keeps it as `NAME/inner`.
+    """
+    kept = {name: read for name in rewrite.new.outputs
+            for read in rewrite.new.inputs if read.startswith(f"{name}/inner")}  # fmt: skip
+    nodes = [onnx.helper.make_node("Identity", [read], [name]) for name, read in kept.items()]
+    new = replace(rewrite.new, outputs={name: rewrite.new.outputs[name] for name in kept})
+    inputs = {read: new.inputs[read] for read in kept.values()}
+    return replace(rewrite, old=replace(new, nodes=tuple(nodes), inputs=inputs), new=new)
 
 
 def _unreduced(pair: Pair, _bound: float) -> Pair:
@@ -193,38 +208,57 @@ def write_failure(
         pairs: the candidates, best first.
         rewrite: its regions are kept as they are where no pair replays.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    shown = None
+    with replaced(folder) as beside:
+        shown = _write_first_shown(beside, failure, pairs)
+        if shown is None:
+            _write_regions(beside, rewrite, failure)
+        _write_record(beside, failure, shown)
+        (beside / "BUG_REPORT.md").write_text(_report(failure, shown), "utf-8")
+    return folder
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place if the block succeeds, and vanishes if not."""
+    beside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write_first_shown(folder: Path, failure: Failure, pairs: Iterator[Pair]) -> Pair | None:
+    """Writes pairs one over the other until one disagrees; fills in what its files show."""
     for pair in pairs:
         bound = max(failure.bound, ROUNDED_BOUND) if pair.is_table else failure.bound
         _write_pair(folder, pair, bound)
         found = _replayed(folder, bound)
         if found is not None:
-            shown = pair
             failure.precision, failure.error, failure.bound = found
-            break
-    if shown is None:
-        _write_regions(folder, rewrite, failure)
-    _write_record(folder, failure, shown)
-    (folder / "BUG_REPORT.md").write_text(_report(failure, shown), "utf-8")
-    return folder
+            return pair
+    return None
 
 
 def _write_pair(folder: Path, pair: Pair, bound: float) -> None:
     for name, region in (("old", pair.old), ("new", pair.new)):
         onnx.save(region.model(), folder / f"{name}.onnx")
     np.savez(folder / "inputs.npz", **pair.feeds)
-    write_replay(folder, f"python -m compiler verify old.onnx new.onnx --inputs inputs.npz "
-                         f"--bound {bound:g}", "the two models still differ")  # fmt: skip
+    write_replay(folder, "the two models still differ", [
+        'python -c "import compiler" || exit 2',
+        f"python -m compiler verify old.onnx new.onnx --inputs inputs.npz --bound {bound:g}",
+    ])  # fmt: skip
 
 
-def write_replay(folder: Path, command: str, meaning: str) -> None:
-    """Writes `replay.sh`, which runs a command in its own folder."""
+def write_replay(folder: Path, meaning: str, commands: Sequence[str]) -> None:
+    """Writes `replay.sh`: commands for its own folder, the last of which exits with 1 or 0."""
+    lines = ["#!/bin/sh", f"# Exit code 1: {meaning}; 0: no longer; 2: it can't be run.",
+             'cd "$(dirname "$0")" || exit 2', *commands]  # fmt: skip
     replay = folder / "replay.sh"
-    replay.write_text(
-        f'#!/bin/sh\n# Exit code 1: {meaning}.\ncd "$(dirname "$0")" && {command}\n', "utf-8"
-    )
+    replay.write_text("\n".join(lines) + "\n", "utf-8")
     replay.chmod(0o755)
 
 
@@ -271,7 +305,7 @@ def _write_record(folder: Path, failure: Failure, pair: Pair | None) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
+    return {"python": platform.python_version(), **versions()}
 
 
 # -- the report ------------------------------------------------------------------------------------
@@ -285,8 +319,8 @@ def _report(failure: Failure, pair: Pair | None) -> str:
     if pair is not None:
         parts += [_where(pair), _side("old.onnx", pair.old), _side("new.onnx", pair.new),
                   _inputs(pair.feeds), _how_to_replay(failure)]  # fmt: skip
-    versions = ", ".join(f"{name} {number}" for name, number in _versions().items())
-    return "\n\n".join([*parts, f"## Versions\n\n{versions}; {platform.platform()}"]) + "\n"
+    listed = ", ".join(f"{name} {number}" for name, number in _versions().items())
+    return "\n\n".join([*parts, f"## Versions\n\n{listed}; {platform.platform()}"]) + "\n"
 
 
 def _summary(failure: Failure) -> str:
