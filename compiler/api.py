@@ -20,12 +20,14 @@ DEFAULT_PIPELINE = "insert_resize:height=480:width=640,fold_norm,split_heads,fli
 
 
 def build(
-    model: str | nn.Module = DEFAULT_MODEL, passes: str = DEFAULT_PIPELINE, *,
+    model: str | nn.Module = DEFAULT_MODEL, passes: str | None = None, *,
     inputs: Mapping[str, Any] | None = None, output: Path | None = None,
     size: str | None = None, weights: str = "auto", image: Path | None = None,
+    images: Path | None = None, emulate: str | None = None,
     exporter: Literal["dynamo", "torchscript"] = "dynamo", opset: int | None = None,
     canonicalize: bool = True, verify: Literal["each", "final", "full", "none"] = "each",
     allow_noop: bool = False, estimate: str | None = None,
+    target: Literal["htp", "cpu"] | None = None, chip: str | None = None,
     progress: Progress = nothing,
     notice: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -35,7 +37,8 @@ def build(
         model: a name (`dav2-small`), an official `.pth` checkpoint, `hf:OWNER/NAME` or `hf:FOLDER`
             (a model of transformers), an `.onnx` file or a folder with one, or a
             `torch.nn.Module`, which is exported in evaluation mode.
-        passes: the pipeline, as `--passes` takes it: names, and paths of your own passes' files.
+        passes: the pipeline, as `--passes` takes it: names, and paths of your own passes' files; if
+            None the default one, or with a `target` none but what is measured to pay there.
         inputs: of a module: example tensors by name, for `forward`'s arguments of that name or, if
             there are none, by position; their shapes are the model's.
         output: the folder; `build/NAME` if None. It appears whole or not at all.
@@ -43,12 +46,18 @@ def build(
             tokens; 518, or what an `hf:` model's settings say, if None.
         weights: `auto`, `twin:SEED`, a `.pth` file, a Hugging Face id or folder.
         image: the photo for `depth.png`; a sample if None.
+        images: a folder of photos that approximate passes are calibrated with (every other one)
+            and judged by (the rest); generated images and a sample if None.
+        emulate: a chip (`iq-9075`) on whose emulated numerics the last stage's loss is measured,
+            on `image`, as well; takes minutes, needs the extra `htp`.
         exporter: which PyTorch exporter writes a named model or a module.
         opset: of the export; the exporter's default if None.
         canonicalize: whether `canonicalize` runs first.
         verify: `each` stage, the `final` one, `full` (whole float64 too), or `none`.
         allow_noop: a pass that rewrites nothing is an error unless this is set.
         estimate: a chip (`iq-9075`) to simulate every stage's latency for; needs the extra `htp`.
+        target: `htp` or `cpu`: adds the passes that make this model faster there, as measured.
+        chip: of the target `htp`; `iq-9075` if None.
         progress: told (what, done, total) during long steps.
         notice: told one-line messages about licences and weights.
 
@@ -65,8 +74,15 @@ def build(
     from compiler.pipeline import parse_pipeline
     from compiler.report import write_report
 
-    chip = None if estimate is None else _chip(estimate)
+    simulated = None if estimate is None else _chip(estimate)
+    emulated = None if emulate is None else _any_chip(emulate)
+    if passes is None:
+        passes = DEFAULT_PIPELINE if target is None else ""
+    if target is not None:
+        _refuse_target(target, chip, canonicalize=canonicalize)
     pipeline = [*parse_pipeline("canonicalize" if canonicalize else ""), *parse_pipeline(passes)]
+    if emulated is not None and not any(p.contract == "approximate" for p in pipeline):
+        raise UserError("--emulate measures what approximate passes lose: there is none here")
     if isinstance(model, str):
         _refuse_inputs(model, inputs)
         source = models.resolve(model, size=size, weights=weights, exporter=exporter, opset=opset)
@@ -82,19 +98,30 @@ def build(
         exported = beside / "exported"
         exported.mkdir()
         progress("reading" if source.is_onnx else "exporting", 0, 1)
+        path, described = source.write(exported), dict[str, Any]()
+        if target is not None:
+            from compiler.tuning.recommending import recommend
+
+            found = recommend(path, passes, target, chip, progress)
+            pipeline = parse_pipeline(
+                ",".join(filter(None, ("canonicalize", found.best.effective)))
+            )
+            described = {"target": found.record()}
         stages = build_stages(
-            source.write(exported), pipeline, beside, allow_noop=allow_noop, verify=verify,
+            path, pipeline, beside, allow_noop=allow_noop, verify=verify,
             progress=progress, failures=folder.with_name(f"{folder.name}.failure"),
-            spent=exported,
+            spent=exported, images=images,
         )  # fmt: skip
         description = {
             "name": source.name,
             "weights": source.weights,
             "notices": list(source.notices),
         }
-        if chip is not None:
-            _estimate_stages(stages, chip, progress)
-        record = build_record(stages, pipeline, description, verify) | origins(pipeline)
+        if simulated is not None:
+            _estimate_stages(stages, simulated, progress)
+        if emulated is not None:
+            _emulate(stages, photo, emulated, progress)
+        record = build_record(stages, pipeline, description, verify) | origins(pipeline) | described
         progress("depth picture", 0, 1)
         write_depth_picture(beside / "depth.png", photo, stages[0].path, stages[-1].path)
         write_json(beside / "build.json", record)
@@ -113,6 +140,15 @@ def _refuse_settings(size: str | None, weights: str) -> None:
         raise UserError("size= and weights= do not apply to a torch.nn.Module: it has its own")
 
 
+def _refuse_target(target: Literal["htp", "cpu"], chip: str | None, *, canonicalize: bool) -> None:
+    """Refuses, before the work, a target that can't be measured here."""
+    from compiler.tuning.recommending import judge_for
+
+    judge_for(target, chip)
+    if not canonicalize:
+        raise UserError("--target measures the canonical model: leave out --no-canonicalize")
+
+
 def _chip(name: str) -> Chip:
     """The chip to estimate for; a missing wheel is refused now, not after the build."""
     from compiler.targets.chips import chip_with_estimates
@@ -120,6 +156,29 @@ def _chip(name: str) -> Chip:
 
     require_wheel()
     return chip_with_estimates(name)
+
+
+def _any_chip(name: str) -> Chip:
+    """The chip to emulate; a missing wheel is refused now, not after the build."""
+    from compiler.targets.chips import chip_named
+    from compiler.targets.htp import require_wheel
+
+    require_wheel()
+    return chip_named(name)
+
+
+def _emulate(stages: Sequence[Stage], photo: Path, chip: Chip, progress: Progress) -> None:
+    """Adds the loss on the NPU's numerics to the last approximate stage's, from the exact model."""
+    from compiler.quantize.npu import npu_loss
+
+    approximate = [i for i, stage in enumerate(stages) if stage.report.loss is not None]
+    if not approximate:
+        return  # it found nothing to do
+    reference, report = stages[approximate[0] - 1], stages[approximate[-1]].report
+    on_npu, here = npu_loss(reference.path, stages[-1].path, photo, chip, progress)
+    assert report.loss is not None
+    report.loss |= {"npu": {"chip": chip.name, **on_npu.record()}, "photo": here.record()}
+    report.notes.append(f"emulated on {chip.name}: {on_npu.text()} (on the CPU {here.text()})")
 
 
 def _estimate_stages(stages: Sequence[Stage], chip: Chip, progress: Progress) -> None:

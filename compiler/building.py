@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from compiler.components import changed_components
 from compiler.errors import UserError
@@ -22,9 +22,21 @@ from compiler.pipeline import pipeline_text
 from compiler.progress import Progress, nothing
 from compiler.records import finite, json_text
 from compiler.region import TensorType
-from compiler.rewrite import Applied, GraphPass, LocalPass, Pass, Rewrite, apply_pass
+from compiler.rewrite import (
+    Applied,
+    ApproximatePass,
+    GraphPass,
+    LocalPass,
+    Pass,
+    Rewrite,
+    Sensitivity,
+    apply_pass,
+)
 from compiler.rewrites import REWRITES_NAME, RecordedRewrite, record_of
 from compiler.weights import WeightsFile
+
+if TYPE_CHECKING:
+    from compiler.quantize.judging import Judge
 
 Verify = Literal["each", "final", "full", "none"]
 
@@ -51,6 +63,10 @@ class StageReport:
     float64: dict[str, Any] | None = None
     float32: dict[str, Any] | None = None
     whole_float64: dict[str, Any] | None = None
+    loss: dict[str, Any] | None = None
+    """What an approximate pass lost (`compiler.quantize.loss`), with its bound."""
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    """What each layer loses alone, where that was measured."""
     estimate: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -67,8 +83,22 @@ class Stage:
     """The rewrites by name, with their proofs once they are verified."""
 
 
+def approximate(
+    graph: Graph, pass_: ApproximatePass, judge: Judge
+) -> tuple[Graph, Applied, Sequence[Sensitivity]]:
+    """Applies an approximate pass: the new graph, the record, and what layers lose alone."""
+    refusals = pass_.refusals(graph)
+    if refusals:
+        return graph, Applied([], refusals), ()
+    done = pass_.approximated(graph, judge.evidence())
+    rewrites = changed_components(graph, done.graph, pass_.name)
+    return done.graph, Applied(rewrites, list(done.refusals)), done.layers
+
+
 def run_pass(graph: Graph, pass_: Pass) -> tuple[Graph, Applied]:
     """Applies one pass; returns the new graph (the same one, for local passes) and the record."""
+    if isinstance(pass_, ApproximatePass):
+        raise UserError(f"{pass_.name} is approximate: only a build has images to judge it by")
     with running(pass_):
         if isinstance(pass_, GraphPass):
             simplified = pass_.simplified(graph)
@@ -95,14 +125,21 @@ class Builder:
         report = StageReport("source", "00_source", "", nodes_before=len(graph.nodes))
         return self._finished(graph, report, Applied(), start)
 
-    def apply(self, before: Stage, pass_: Pass, number: int) -> Stage:
-        """The stage after a pass. Raises UserError if the pass finds nothing to rewrite."""
+    def apply(self, before: Stage, pass_: Pass, number: int, judge: Judge | None = None) -> Stage:
+        """The stage after a pass, `judge` that of an approximate one.
+
+        Raises UserError if the pass finds nothing to rewrite.
+        """
         start = time.perf_counter()
         name = f"{number:02d}_{pass_.name}"
         report = StageReport(
             pass_.text(), name, pass_.contract, nodes_before=len(before.graph.nodes)
         )
-        graph, applied = run_pass(before.graph, pass_)
+        if isinstance(pass_, ApproximatePass) and judge is not None:
+            graph, applied, layers = approximate(before.graph, pass_, judge)
+            report.layers = [asdict(layer) for layer in layers]
+        else:
+            graph, applied = run_pass(before.graph, pass_)
         # A graph that already is as a GraphPass leaves it is no error; one that it can't change is.
         if not applied.rewrites and (applied.refusals or not isinstance(pass_, GraphPass)):
             self._refuse_noop(pass_, applied, report)
@@ -204,17 +241,20 @@ def _is_replaceable(folder: Path) -> bool:
 def build_stages(
     source: Path, passes: Sequence[Pass], folder: Path, *, allow_noop: bool = False,
     verify: Verify = "each", progress: Progress = nothing, failures: Path,
-    spent: Path | None = None,
+    spent: Path | None = None, images: Path | None = None,
 ) -> list[Stage]:  # fmt: skip
     """Runs a pipeline on a model file in an existing folder, verifying every stage.
 
     A reproducer of a failed check is written to the folder `failures`; the folder `spent` is
-    deleted once the source has been taken over.
+    deleted once the source has been taken over. Approximate passes are calibrated and judged with
+    the photos in the folder `images`, or with generated ones.
 
     Raises:
         UserError: on bad input or a pass that rewrites nothing.
-        VerificationError: with the folder of a reproducer.
+        VerificationError: with the folder of a reproducer, or of a loss beyond its bound.
     """
+    from compiler.quantize.images import Images
+    from compiler.quantize.judging import Judge
     from compiler.verify import Verifier
     from compiler.verify.structure import checker_faults
 
@@ -229,14 +269,25 @@ def build_stages(
     verifier = None if verify == "none" else Verifier(stages[0], verify, progress, failures)
     for number, pass_ in enumerate(passes, start=1):
         progress(pass_.name, number, len(passes) + 1)
-        stage = builder.apply(stages[-1], pass_, number)
+        judge = None
+        if isinstance(pass_, ApproximatePass):
+            judge = Judge(stages[-1], pass_, Images(images), progress)
+        stage = builder.apply(stages[-1], pass_, number, judge)
         if verifier is not None:
-            verifier.check(stage, pass_, is_last=number == len(passes))
+            verifier.check(stage, pass_, is_last=_is_last(passes[number:]))
+        if judge is not None and stage.rewrites:
+            judge.require(stage)
         stages.append(stage)
     shutil.copyfile(stages[-1].path, folder / MODEL_NAME)
     recorded = {stage.report.stage: stage.recorded for stage in stages[1:]}
     write_json(folder / REWRITES_NAME, record_of(recorded))
     return stages
+
+
+def _is_last(rest: Sequence[Pass]) -> bool:
+    """Whether what the passes so far made is compared as a whole: at the end, or when what is
+    behind it computes something else."""
+    return not rest or isinstance(rest[0], ApproximatePass)
 
 
 def build_record(
@@ -252,9 +303,14 @@ def build_record(
         "outputs": {t.name: str(TensorType.of(t)) for t in graph.outputs},
         "stages": [asdict(stage.report) for stage in stages],
         "files": {path.name: sha256(path) for path in sorted({*_files(stages)})},
-        "versions": {name: version(name) for name in _VERSIONED},
+        "versions": versions(),
     }
     return {key: finite(value) for key, value in record.items()}
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a build's numbers depend on."""
+    return {name: version(name) for name in _VERSIONED}
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

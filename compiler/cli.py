@@ -43,8 +43,12 @@ def build(
         ),
     ] = DEFAULT_MODEL,
     passes: Annotated[
-        str, typer.Option(help="The pipeline: NAME:OPTION=VALUE,NAME… See the command `passes`.")
-    ] = DEFAULT_PIPELINE,
+        str | None,
+        typer.Option(
+            help="The pipeline: NAME:OPTION=VALUE,NAME… See the command `passes`.  "
+            f"[default: {DEFAULT_PIPELINE}; with --target none]"
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder to write.  [default: build/NAME]")
     ] = None,
@@ -64,6 +68,13 @@ def build(
     ] = "auto",
     image: Annotated[
         Path | None, typer.Option(help="RGB photo for depth.png.  [default: a sample]")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of RGB photos for quantize and float16: every other one calibrates, the "
+            "rest judge the loss.  [default: generated, and a sample]"
+        ),
     ] = None,
     exporter: Annotated[
         Literal["dynamo", "torchscript"], typer.Option(help="PyTorch exporter of named models.")
@@ -87,6 +98,19 @@ def build(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Simulate every stage's latency on --chip.")
     ] = False,
+    emulate: Annotated[
+        bool,
+        typer.Option(
+            "--emulate", help="Measure what approximate passes lose on --chip's numerics: minutes."
+        ),
+    ] = False,
+    target: Annotated[
+        Literal["htp", "cpu"] | None,
+        typer.Option(
+            help="Add the passes that make this model faster on the NPU (--chip) or on this "
+            "machine's CPU, as measured; none that costs."
+        ),
+    ] = None,
     chip: Chips = "iq-9075",
     upload: Annotated[
         bool, typer.Option("--upload", help="Then compile and profile it on AI Hub's --device.")
@@ -101,19 +125,22 @@ def build(
     """
     from compiler import api, display
     from compiler.hub.commands import profile_build, require_account
+    from compiler.quantize.display import print_losses
 
     if upload:
         require_account()
     with display.progress() as show:
         record = api.build(
-            model, passes, output=output, size=size, weights=weights, image=image,
+            model, passes, output=output, size=size, weights=weights, image=image, images=images,
             exporter=exporter, opset=opset, canonicalize=canonicalize, verify=verify,
-            allow_noop=allow_noop, estimate=chip if estimate else None,
+            allow_noop=allow_noop, estimate=chip if estimate else None, target=target,
+            emulate=chip if emulate else None, chip=chip if target == "htp" else None,
             progress=show, notice=display.notice,
         )  # fmt: skip
     folder = output or Path("build") / record["model"]["name"]
     if not as_json:
         display.print_build(record, folder)
+        print_losses(record)
     if upload:
         record["hub"] = profile_build(folder, device, quiet=as_json)
     if as_json:
@@ -320,6 +347,7 @@ def bisect(
     ] = None,
     size: Annotated[str | None, typer.Option(help="With --passes, as in `build`.")] = None,
     weights: Annotated[str, typer.Option(help="With --passes, as in `build`.")] = "auto",
+    canonicalize: Annotated[bool, typer.Option(help="With --passes, as in `build`.")] = True,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Folder for the reproducer.  [default: BUILD.bisect]"),
@@ -327,20 +355,21 @@ def bisect(
     as_json: Json = False,
 ) -> None:
     """Find the first bad pass of a build, then its first bad rewrite, and leave a reproducer."""
-    from tempfile import TemporaryDirectory
-
     from compiler import display
     from compiler.bisect.bisecting import bisect as search
-    from compiler.bisect.bisecting import build_for_bisection
+    from compiler.bisect.bisecting import build_for_bisection, scratch_beside
     from compiler.bisect.display import print_bisection, print_step
 
-    with TemporaryDirectory(prefix="bisect-") as scratch, display.progress() as show:
-        folder, target = Path(build), output or Path(f"{Path(build).name}.bisect")
+    folder, target = Path(build), output or Path(f"{Path(build).resolve().name}.bisect")
+    with scratch_beside(target) as scratch, display.progress() as show:
         if passes is not None:
-            folder = Path(scratch) / "build"
-            build_for_bisection(build, passes, folder, size=size, weights=weights, progress=show)
+            folder = scratch / "build"
+            build_for_bisection(
+                build, passes, folder, size=size, weights=weights, canonicalize=canonicalize,
+                progress=show,
+            )  # fmt: skip
         told = (lambda _text: None) if as_json else print_step
-        record = search(folder, Path(scratch), target, check=check, told=told, progress=show)
+        record = search(folder, scratch, target, check=check, told=told, progress=show)
     if as_json:
         print_json(record)
     else:
@@ -479,6 +508,62 @@ def sweep(
     else:
         print_sweep(record, folder)
     raise typer.Exit(1 if any(row["error"] for row in record["rows"]) else 0)
+
+
+@app.command()
+def tune(
+    model: Annotated[str, typer.Argument(help="As in `build`.")] = DEFAULT_MODEL,
+    passes: Annotated[
+        str, typer.Option(help="Passes that every candidate has: a resize, a flip average …")
+    ] = "",
+    chip: Annotated[
+        list[str] | None,
+        typer.Option(help="Simulated chip, repeatable: the score is the mean.  [default: iq-9075]"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Measure on this device of AI Hub instead.")
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Measure on this machine's CPU.")] = False,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(help="Try approximate passes that lose at most this (AbsRel).  [default: no]"),
+    ] = None,
+    schedules: Annotated[
+        int, typer.Option(help="Schedules of each chip that count: luck averages out.")
+    ] = 3,
+    minutes: Annotated[float, typer.Option(help="No candidate is begun after that.")] = 30.0,
+    size: Annotated[str | None, typer.Option(help="As in `build`.")] = None,
+    weights: Annotated[str, typer.Option(help="As in `build`.")] = "auto",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write.  [default: tune/MODEL]")
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(help="GB for candidates in parallel.  [default: 80 % of free]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Search for the fastest pipeline on a chip; every candidate is verified.
+
+    What is known is not measured again: Ctrl-C when you like, and type the same line to go on.
+    """
+    from compiler import display
+    from compiler.tuning.display import print_tuning
+    from compiler.tuning.judges import judge_of
+    from compiler.tuning.running import Model, folder_for
+    from compiler.tuning.running import tune as run_tune
+
+    folder = output or folder_for(model)
+    with display.progress() as show:
+        record = run_tune(
+            Model(model, passes, size, weights), folder,
+            judge_of(chip, device, cpu=cpu, schedules=schedules),
+            minutes=minutes, max_loss=max_loss, memory_gb=memory, progress=show,
+            notice=display.notice,
+        )  # fmt: skip
+    if as_json:
+        print_json(record)
+    else:
+        print_tuning(record, folder)
 
 
 def main() -> None:

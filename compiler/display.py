@@ -66,6 +66,8 @@ def print_build(record: dict[str, Any], folder: Path) -> None:
         table.add_row(*_build_row(stage), *latency)
     _out.print(table)
     _print_remarks(record)
+    for line in record.get("target", {}).get("reasons", ()):
+        _out.print(f"[dim]{escape(line)}[/]")
     size = sum(path.stat().st_size for path in folder.iterdir())
     _out.print(
         f"\n[bold]{escape(str(folder / 'model.onnx'))}[/]  ({size / 1e6:.0f} MB in the folder)"
@@ -94,6 +96,9 @@ def _build_row(stage: dict[str, Any]) -> list[str]:
     )
     seconds = f"{stage['seconds']:.1f} + {stage['verify_seconds']:.1f}"
     checks = [_error(stage["float64"]), _error(stage["float32"], with_bound=True)]
+    loss = stage.get("loss")
+    if loss:  # measured, not proven
+        checks = ["approximate", f"{loss['measure']} {loss['value']:.2%}"]
     return [escape(stage["name"].replace(":", "\n  ")), *counts, nodes, seconds, *checks]
 
 

@@ -22,11 +22,11 @@ from types import ModuleType
 from typing import Any
 
 from compiler.errors import UserError
-from compiler.rewrite import GraphPass, LocalPass, Pass
+from compiler.rewrite import ApproximatePass, GraphPass, LocalPass, Pass
 
 GROUP = "compiler.passes"
-_BASES = (LocalPass, GraphPass)
-_CONTRACTS = ("exact", "algebraic", "declared")  # those that the verifier can prove
+_BASES = (LocalPass, GraphPass, ApproximatePass)
+_CONTRACTS = ("exact", "algebraic", "declared", "approximate")  # proven, or measured
 _ORIGINS: dict[type[Pass], Origin] = {}
 
 

@@ -77,9 +77,15 @@ def _cells(stage: Mapping[str, Any]) -> list[str]:
         "" if is_source else str(len(stage["refusals"])),
         str(after) if is_source else f"{stage['nodes_before']} → {after}",
         f"{stage['seconds']:.1f} + {stage['verify_seconds']:.1f}",
-        _proof(stage["float64"]),
-        _proof(stage["float32"], with_bound=True),
+        *_checks(stage),
     ]
+
+
+def _checks(stage: Mapping[str, Any]) -> list[str]:
+    loss = stage.get("loss")
+    if loss:  # measured, not proven
+        return ["approximate", f"{loss['measure']} {loss['value']:.2%}"]
+    return [_proof(stage["float64"]), _proof(stage["float32"], with_bound=True)]
 
 
 def _proof(proof: Mapping[str, Any] | None, *, with_bound: bool = False) -> str:

@@ -23,6 +23,8 @@ from compiler.graph import (
     reads_of,
     sorted_nodes,
 )
+from compiler.quantize.evidence import Evidence
+from compiler.quantize.search import Sensitivity
 from compiler.region import (
     Region,
     TensorType,
@@ -143,6 +145,31 @@ class GraphPass(Pass):
     def signature(self, before: Signature) -> Signature:
         """The signature of the new graph, whose values are those of the old one."""
         return before
+
+
+class ApproximatePass(Pass):
+    """A pass that changes the model's numbers a little; how much is measured, never proven."""
+
+    contract: ClassVar[Contract] = "approximate"
+    max_loss: float
+    """The bound of the loss, a part of the depth: what the driver measures may not exceed it."""
+
+    @abstractmethod
+    def approximated(self, graph: Graph, evidence: Evidence) -> Approximation:
+        """A new graph of the same inputs and outputs; `graph` is left as it is."""
+
+    @abstractmethod
+    def refusals(self, graph: Graph) -> list[Refusal]:
+        """Why a whole model is left alone; empty if it isn't."""
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """What an approximate pass made, and what it found out on the way."""
+
+    graph: Graph
+    layers: Sequence[Sensitivity] = ()
+    refusals: Sequence[Refusal] = ()
 
 
 @dataclass(frozen=True)
@@ -347,7 +374,7 @@ class _Editor:
         builder.prune([new for _, new in proposal.outputs])
         before = Signature.of(graph)
         dead = _dead_nodes(graph, [old for old, _ in proposal.outputs], builder.nodes)
-        dead.sort(key=lambda node: self._position[id(node)])
+        dead = sorted_nodes(sorted(dead, key=lambda node: self._position[id(node)]))
         inputs = cut_inputs(graph, [*dead, *builder.nodes])
         context = shared_context(graph, inputs) if dead else []
         cut = [old for old, _ in proposal.outputs]
@@ -379,7 +406,9 @@ class _Editor:
             if id(node) not in self._removed:
                 nodes.append(node)
         nodes += self._added.get(len(self.graph.nodes), [])
-        self.graph.ir.nodes = sorted_nodes(nodes)
+        # A rewrite may replace nodes that one before it made.
+        left = [node for node in nodes if id(node) not in self._removed]
+        self.graph.ir.nodes = sorted_nodes(left)
 
     def _record_nodes(self, proposal: Replacement, dead: list[Node], name: str, index: int) -> None:
         self._removed |= {id(node) for node in dead}
@@ -506,7 +535,8 @@ def _names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 __all__ = [
-    "WHOLE_MODEL", "Applied", "Builder", "Call", "Contract", "Copy", "DeclaredPass", "Float64",
-    "Function", "GraphPass", "LocalPass", "Match", "Pass", "Refusal", "Replacement", "Rewrite",
-    "Signature", "TensorType", "apply_pass",
+    "WHOLE_MODEL", "Applied", "ApproximatePass", "Approximation", "Builder", "Call", "Contract",
+    "Copy", "DeclaredPass", "Evidence", "Float64", "Function", "GraphPass", "LocalPass", "Match",
+    "Pass", "Refusal", "Replacement", "Rewrite", "Sensitivity", "Signature", "TensorType",
+    "apply_pass",
 ]  # fmt: skip

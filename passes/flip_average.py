@@ -5,7 +5,8 @@
 
 `mode=copy` copies the network node for node, and shares its weights. `mode=batch` runs one network
 on both images as a batch: the batch axis is followed through every op (compiler/batching.py). The
-columns are reversed by Gather: a Slice with step -1 is slow on the NPU. Other inputs are the same
+columns are reversed by Gather: a Slice with step -1 is slow on the NPU. After `mode=copy`,
+`fold_flip` mirrors the copy's weights, and nothing is flipped any more. Other inputs are the same
 for both, other outputs those of the image as it is; where several are images or maps,
 `input=NAME:output=NAME` says which.
 

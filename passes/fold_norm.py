@@ -14,7 +14,8 @@ takes channels as axis 1: where the constants vary along another one, a Transpos
     W * (a·x + b) + d  =  (W·a) * x + (d + ΣW·b)        (Σ over input channels and the kernel)
 
 as long as nothing pads the shifted image with zeros in between (before the shift, the padding would
-have to be -b/a). It commutes with a Resize, whose weights sum to one.
+have to be -b/a). It commutes with a Resize, whose weights sum to one. Behind the two matrices that
+`resize_as_matrix` makes of a Resize it is found, too.
 
 Contract: algebraic.
 """
@@ -34,6 +35,7 @@ ARITHMETIC = ("Add", "Div", "Mul", "Sub")
 MOVEMENT = ("Cast", "Concat", "Expand", "Gather", "Identity", "Pad", "Resize", "Slice", "Tile",
             "Transpose", "Unsqueeze")  # fmt: skip
 CHANNELS_FIRST = [0, 3, 1, 2]
+ROUNDING = 2.0**-10  # of the two or four weights of an interpolation, in float16
 Dims = tuple[Any, ...]
 
 
@@ -85,7 +87,8 @@ class FoldNorm(LocalPass[Chain]):
             for node in tensor.outputs:
                 if id(node) in seen:
                     continue
-                if node.op in MOVEMENT and node.inputs[0] is tensor:
+                moves = node.op in MOVEMENT and node.inputs[0] is tensor
+                if moves or _is_interpolation(graph, node):
                     pending += node.outputs
                     seen.add(id(node))
                 elif node.op in ARITHMETIC and _constant(graph, node) is not None:
@@ -117,6 +120,22 @@ class FoldNorm(LocalPass[Chain]):
         constants = [builder.constant(v, data.dtype, how) for how, v in values.items()]
         folded = builder.node("BatchNormalization", [data, *constants], _dims(data), epsilon=0.0)
         return Replacement(builder, [(match.result, folded)])
+
+
+def _is_interpolation(graph: Graph, node: Node) -> bool:
+    """Whether a node multiplies an axis of images by a Resize's matrix, whose rows sum to 1."""
+    if node.op not in ("Conv", "MatMul") or len(node.inputs) != 2:
+        return False
+    position = _constant(graph, node)
+    if position is None or len(_dims(node.outputs[0])) != 4 or node.attrs.get("group", 1) != 1:
+        return False
+    matrix = _exact(graph, node.inputs[position])
+    if node.op == "Conv" and matrix.shape[2:] == (1, 1):
+        matrix = matrix[:, :, 0, 0]
+    if matrix.ndim != 2:
+        return False
+    sums = matrix.sum(axis=0 if node.op == "MatMul" and position == 1 else 1)
+    return bool(np.allclose(sums, 1, rtol=0, atol=ROUNDING))
 
 
 def _dims(tensor: Tensor) -> Dims:

@@ -9,6 +9,10 @@ result are pulled back through whatever computes them, down to slices of the pro
 output projection and adds, instead of concatenating first. An Attention op becomes one a group.
 Probabilities that something else needs as well are joined from the heads'.
 
+Measured on Depth Anything V2 Small, 518 | 350, simulated ms: IQ-9075 44.82 → 44.45 | 17.35 → 17.14,
+SA8797 16.89 → 16.08 | 7.02 → 6.86; where q, k and v are packed into one projection, IQ-9075 56.29 →
+44.00 at 518.
+
 Contract: exact with `merge=concat`, algebraic with `merge=sum` (the projection's sum is regrouped).
 """
 

@@ -2,7 +2,8 @@
 
 The set is that of verification.md. A fault is planted into the replacement that a pass proposes
 (for one of the model's attentions, the second), into the graph that `canonicalize` returns, or
-into the one decision that the fault is about.
+into the one decision that the fault is about. The model is any Depth Anything V2 of six heads and
+two layers at least.
 """
 
 from __future__ import annotations
@@ -15,19 +16,17 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from small_depth import CHANNELS, HEADS
 
-from compiler.graph import Graph, producer_of
+from compiler.graph import SOURCES_KEY, Graph, producer_of
 from compiler.pipeline import pass_class
 from compiler.rewrite import Builder, Copy, Replacement
 from compiler.slicing import Slicer, Take
 from compiler.weights import NewWeight
-from passes import fold_norm, split_heads, split_queries
+from passes import fold_norm, resize_as_matrix, split_heads, split_queries
 from passes.canonicalize import Canonicalize
 
-# The attention, of the four, that a fault is planted in; rewrites are counted from 0.
+# The layer whose attention a fault is planted in; rewrites are counted from 0.
 FAULTY = 1
-D = CHANNELS // HEADS
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -39,6 +38,8 @@ class Mutant:
     id: str
     passes: str
     plant: Plant
+    rewrite: int = 0
+    """The first rewrite that the fault is in."""
 
 
 # -- how faults get in -----------------------------------------------------------------------------
@@ -106,7 +107,7 @@ def in_pull(projection: str, shift: int) -> Plant:
             if not faulty:
                 bias = layer(f"attention.{projection}.bias")
                 faulty.append(projection_of(self.graph, bias).inputs[1])
-            if tensor is faulty[0] and take.start > 0 and take.stop < CHANNELS:
+            if tensor is faulty[0] and take.start > 0 and take.stop < tensor.shape[-1]:
                 take = replace(take, start=take.start + shift, stop=take.stop + shift)
             return honest(self, tensor, take)
 
@@ -166,7 +167,7 @@ class Head:
 def heads_of(proposal: Replacement) -> list[Head]:
     merge = producer_of(proposal.outputs[0][1])
     assert merge.op == "Concat"
-    assert len(merge.inputs) == HEADS
+    assert len(merge.inputs) > 2
     return [Head(proposal.builder, producer_of(part)) for part in merge.inputs]
 
 
@@ -187,7 +188,7 @@ def scale_twice(heads: list[Head]) -> None:
 
 def scale_of_all_channels(heads: list[Head]) -> None:
     for head in heads:
-        head.scale_by(HEADS**-0.5)
+        head.scale_by(len(heads) ** -0.5)
 
 
 def scale_one_percent_off(heads: list[Head]) -> None:
@@ -274,8 +275,9 @@ def relabelled(match: split_heads.Attention, first: int, count: int) -> Take:
     return Take(heads.merged_axis, other * heads.block, (other + count) * heads.block)
 
 
+EVERY_ATTENTION = {"heads interleaved", "heads relabelled in one place"}
 ATTENTION = [
-    Mutant(name, "split_heads", plant)
+    Mutant(name, "split_heads", plant, 0 if name in EVERY_ATTENTION else FAULTY)
     for name, plant in {
         "scale missing": in_heads(scale_missing),
         "scale twice": in_heads(scale_twice),
@@ -336,7 +338,7 @@ def scores_of_tile_0(_: Graph, proposal: Replacement) -> None:
 
 
 QUERIES = [
-    Mutant(name, "split_queries:tile=4", plant)
+    Mutant(name, "split_queries:tile=4", plant, FAULTY if "scores" in name else 0)
     for name, plant in {
         "tiles overlap": in_tiles(lambda takes: [takes[0], moved(takes[1], -1), *takes[2:]]),
         "tiles one off": in_tiles(lambda takes: [*(moved(t, 1) for t in takes[:-1]), takes[-1]]),
@@ -578,6 +580,261 @@ RANGE = [
 ]
 
 
+# -- scales folded, convolutions moved -------------------------------------------------------------
+
+
+def scaled_constant(op: str, change: Callable[[Any, Any], Any]) -> Callable[..., None]:
+    """Changes the scaled constant of an op, given its values and those of the scale."""
+
+    def corrupt(graph: Graph, proposal: Replacement) -> None:
+        product = producer_of(proposal.outputs[0][0])
+        (scale,) = [graph.exact(t) for t in product.inputs if graph.is_constant(t)]
+        node = of_op(proposal, op)
+        position = [graph.is_constant(t) for t in node.inputs].index(True)
+        old = node.inputs[position]
+        values = change(np.array(graph.exact(old)), scale)
+        node.inputs[position] = proposal.builder.constant(values, old.dtype, "changed")
+
+    return corrupt
+
+
+# Two LayerScales a layer: this one is behind an attention, whose projection is square.
+LAYER_SCALE = 2 * FAULTY
+SCALE = [
+    Mutant(name, "fold_scale", in_replacement("fold_scale", corrupt, LAYER_SCALE), LAYER_SCALE)
+    for name, corrupt in {
+        "gamma missing in the bias": scaled_constant("Add", lambda b, gamma: b / gamma),
+        "gamma missing in the weights": scaled_constant("MatMul", lambda w, gamma: w / gamma),
+        "gamma on the rows": scaled_constant("MatMul", lambda w, gamma: w / gamma * gamma[:, None]),
+        "gamma twice": scaled_constant("MatMul", lambda w, gamma: w * gamma),
+        "gamma reversed": scaled_constant("MatMul", lambda w, gamma: w / gamma * gamma[::-1]),
+        "gamma x1.01 in the bias": scaled_constant("Add", lambda b, _: b * 1.01),
+    }.items()
+]
+
+
+def of_op(proposal: Replacement, op: str) -> Any:
+    (node,) = [node for node in proposal.builder.nodes if node.op == op]
+    return node
+
+
+def attribute_of_resize(name: str, value: str, _: Graph, proposal: Replacement) -> None:
+    of_op(proposal, "Resize").attrs[name] = value
+
+
+def bias_lost(_: Graph, proposal: Replacement) -> None:
+    of_op(proposal, "Conv").inputs.pop(2)
+
+
+def kernel_transposed(graph: Graph, proposal: Replacement) -> None:
+    conv = of_op(proposal, "Conv")
+    values = np.swapaxes(graph.exact(conv.inputs[1]), 0, 1)
+    conv.inputs[1] = proposal.builder.constant(values, conv.inputs[1].dtype, "changed")
+
+
+def convolved_twice(_: Graph, proposal: Replacement) -> Replacement:
+    """It stays behind the Resize as well."""
+    ((old, new),) = proposal.outputs
+    conv = of_op(proposal, "Conv")
+    again = proposal.builder.copy(conv, [new, *conv.inputs[1:]]).outputs[0]
+    again.shape = new.shape
+    return Replacement(proposal.builder, [(old, again)])
+
+
+HOIST = [
+    Mutant(name, "hoist_conv", in_replacement("hoist_conv", corrupt, FAULTY), FAULTY)
+    for name, corrupt in {
+        "bias lost on the way": bias_lost,
+        "kernel transposed": kernel_transposed,
+        "convolved before and after": convolved_twice,
+        "nearest on the way": partial(attribute_of_resize, "mode", "nearest"),
+        "half_pixel on the way": partial(
+            attribute_of_resize, "coordinate_transformation_mode", "half_pixel"
+        ),
+    }.items()
+]
+
+
+# -- resizes as matrices, flips in weights ---------------------------------------------------------
+
+
+def in_matrices(corrupt: Callable[[Any], Any]) -> Plant:
+    """Corrupts the first of the matrices that each Resize is taken to be."""
+    honest = resize_as_matrix.matrices_of
+
+    def matrices_of(graph: Graph, node: Any) -> dict[int, Any]:
+        (first, *others) = honest(graph, node).items()
+        return {first[0]: corrupt(first[1]), **dict(others)}
+
+    return lambda monkeypatch: monkeypatch.setattr(resize_as_matrix, "matrices_of", matrices_of)
+
+
+MATRICES = [
+    Mutant(f"{name}, {form}", f"resize_as_matrix:form={form}:channels=96", in_matrices(corrupt))
+    for form in ("matmul", "conv")
+    for name, corrupt in {
+        "upside down": lambda matrix: matrix[::-1],
+        "one weight off by 1e-6": lambda matrix: matrix + 1e-6 * np.eye(*matrix.shape),
+        "nearest for linear": lambda matrix: (matrix == matrix.max(1, keepdims=True)) * 1.0,
+        "rows that sum to 0.99": lambda matrix: 0.99 * matrix,
+    }.items()
+]
+
+
+def in_mirrored(op: str, index: int, corrupt: Callable[[Any, Any], None]) -> Plant:
+    """Corrupts the mirrored twin of an op with a constant, given the op that it was made of."""
+
+    def plant(graph: Graph, proposal: Replacement) -> None:
+        named = {node.name: node for node in graph.nodes}
+        pairs = [(named[node.metadata[SOURCES_KEY]], node) for node in proposal.builder.nodes]
+        changed = [(old, new) for old, new in pairs if old.op == op and len(old.inputs) > 1
+                   and any(a is not b for a, b in zip(old.inputs, new.inputs, strict=True)
+                           if graph.is_constant(a))]  # fmt: skip
+        corrupt(*changed[index])
+
+    return in_replacement("fold_flip", plant)
+
+
+def constant_as_it_was(old: Any, new: Any) -> None:
+    for position, tensor in enumerate(old.inputs):
+        if isinstance(tensor, gs.Constant):
+            new.inputs[position] = tensor
+
+
+def padding_as_it_was(old: Any, new: Any) -> None:
+    assert new.attrs["pads"] != old.attrs["pads"]
+    new.attrs["pads"] = old.attrs["pads"]
+
+
+def mirrored_in_rows(old: Any, new: Any) -> None:
+    values = np.array(old.inputs[1]._values.load())[..., ::-1, :]
+    new.inputs[1] = gs.Constant(new.inputs[1].name, NewWeight(values, values.dtype, "rows"))
+
+
+def class_token_mirrored_with_patches(old: Any, new: Any) -> None:
+    position = 0 if isinstance(old.inputs[0], gs.Constant) else 1
+    values = np.array(old.inputs[position]._values.load())[:, ::-1]
+    fresh = gs.Constant(new.inputs[position].name, NewWeight(values, values.dtype, "all reversed"))
+    new.inputs[position] = fresh
+
+
+def map_flipped(graph: Graph, proposal: Replacement) -> Replacement:
+    ((old, new),) = proposal.outputs
+    columns = proposal.builder.ints(range(new.shape[-1] - 1, -1, -1), "columns")
+    flipped = proposal.builder.node("Gather", [new, columns], tuple(new.shape), axis=2)
+    return replace(proposal, outputs=[(old, flipped)])
+
+
+# Their pipeline has two passes, and it is the second that is at fault.
+FLIP_FOLDED = [
+    Mutant(name, "flip_average,fold_flip", plant)
+    for name, plant in {
+        "patch kernel not mirrored": in_mirrored("Conv", 0, constant_as_it_was),
+        "kernel of the head not mirrored": in_mirrored("Conv", -1, constant_as_it_was),
+        "kernel mirrored in rows": in_mirrored("Conv", 3, mirrored_in_rows),
+        "transposed kernel not mirrored": in_mirrored("ConvTranspose", 0, constant_as_it_was),
+        "padding not swapped": in_mirrored("Conv", 1, padding_as_it_was),
+        "positions not mirrored": in_mirrored("Add", 0, constant_as_it_was),
+        "positions mirrored in rows, too": in_mirrored("Add", 0, class_token_mirrored_with_patches),
+        "map flipped once more": in_replacement("fold_flip", map_flipped),
+    }.items()
+]
+
+
+# -- linear layers as Gemm -------------------------------------------------------------------------
+
+
+def gemm_attribute(name: str, value: float, _: Graph, proposal: Replacement) -> None:
+    of_op(proposal, "Gemm").attrs[name] = value
+
+
+def gemm_without_bias(_: Graph, proposal: Replacement) -> None:
+    of_op(proposal, "Gemm").inputs.pop(2)
+
+
+def gemm_bias_reversed(graph: Graph, proposal: Replacement) -> None:
+    gemm = of_op(proposal, "Gemm")
+    values = graph.exact(gemm.inputs[2])[::-1]
+    gemm.inputs[2] = proposal.builder.constant(values, gemm.inputs[2].dtype, "changed")
+
+
+GEMM = [
+    Mutant(name, "linear_as_gemm", in_replacement("linear_as_gemm", corrupt, FAULTY), FAULTY)
+    for name, corrupt in {
+        "Gemm's product x1.01": partial(gemm_attribute, "alpha", 1.01),
+        "Gemm's bias twice": partial(gemm_attribute, "beta", 2.0),
+        "Gemm without its bias": gemm_without_bias,
+        "Gemm's bias reversed": gemm_bias_reversed,
+    }.items()
+]
+
+
+# -- rows that run along ---------------------------------------------------------------------------
+
+
+def slices_read_by(proposal: Replacement, op: str) -> list[Any]:
+    """The Slices that cut padding off what a node of that kind reads, in order."""
+    made = {id(node) for node in proposal.builder.nodes}
+    readers = [node for node in proposal.builder.nodes if node.op == op]
+    cut = [producer_of(tensor) for node in readers for tensor in node.inputs]
+    return [node for node in cut if id(node) in made and node.op == "Slice"]
+
+
+def moved_by_one_row(node: Any) -> None:
+    for position in (1, 2):
+        limit = node.inputs[position]
+        values = limit._values.load() + 1
+        name = f"{limit.name}/{node.name}"
+        node.inputs[position] = gs.Constant(name, NewWeight(values, values.dtype, "moved"))
+
+
+def keys_moved(_: Graph, proposal: Replacement) -> None:
+    moved_by_one_row(slices_read_by(proposal, "Transpose")[FAULTY])
+
+
+def values_moved(_: Graph, proposal: Replacement) -> None:
+    moved_by_one_row(slices_read_by(proposal, "MatMul")[FAULTY])
+
+
+def result_moved(_: Graph, proposal: Replacement) -> None:
+    moved_by_one_row(producer_of(proposal.outputs[-1][1]))
+
+
+def padded_in_front(_: Graph, proposal: Replacement) -> None:
+    padding = next(node for node in proposal.builder.nodes if node.op == "Concat")
+    tokens, zeros = padding.inputs
+    padding.inputs.clear()
+    padding.inputs.extend([zeros, tokens])
+
+
+def keys_of_another_head(_: Graph, proposal: Replacement) -> None:
+    one, two = slices_read_by(proposal, "Transpose")[FAULTY : FAULTY + 2]
+    two.inputs[0] = one.inputs[0]
+
+
+def padded_with_ones(_: Graph, proposal: Replacement) -> None:
+    padding = next(node for node in proposal.builder.nodes if node.op == "Concat")
+    zeros = padding.inputs[1]
+    ones = zeros._values.load() + 1
+    padding.inputs[1] = gs.Constant(zeros.name, NewWeight(ones, ones.dtype, "ones"))
+
+
+# Their pipeline has two passes, and it is the second that is at fault.
+PADDED = [
+    Mutant(name, "split_heads,pad_tokens", in_replacement("pad_tokens", corrupt))
+    for name, corrupt in {
+        "keys cut one row late": keys_moved,
+        "values cut one row late": values_moved,
+        "result cut one row late": result_moved,
+        "rows padded in front": padded_in_front,
+        "keys of another head": keys_of_another_head,
+    }.items()
+]
+PADDED_EQUALLY = Mutant(
+    "rows of ones", "split_heads,pad_tokens", in_replacement("pad_tokens", padded_with_ones)
+)
+
+
 def edit_elsewhere(graph: Graph, _: Replacement) -> None:
     """A pass that edits the graph itself, by too little for a whole float32 model to show."""
     node, _ = reader_of(graph, "backbone.layernorm.weight")
@@ -591,10 +848,15 @@ EDITS = [
         "fold_norm": "fold_norm",
         "insert_resize": "insert_resize:height=64:width=72",
         "range_output": "range_output",
+        "fold_scale": "fold_scale",
+        "hoist_conv": "hoist_conv",
     }.items()
 ]
 
-WRONG = [*ATTENTION, *QUERIES, *NETWORK, *FOLD, *RESIZE, *FLIP, *RANGE, *EDITS]
+WRONG = [
+    *ATTENTION, *QUERIES, *NETWORK, *FOLD, *RESIZE, *MATRICES, *FLIP, *RANGE, *SCALE, *HOIST,
+    *GEMM, *EDITS,
+]  # fmt: skip
 
 
 def pipelines() -> Iterator[str]:

@@ -51,6 +51,15 @@ def test_it_merges_and_is_proven(merge_relu: LocalPass) -> None:
     assert not apply_pass(model, merge_relu).rewrites
 
 
+def test_it_merges_three_in_a_row(merge_relu: LocalPass) -> None:
+    text = """<ir_version: 10, opset_import: ["": 18]>
+    agraph (float[2, 3] x) => (float[2, 3] y) { a = Relu(x)  b = Relu(a)  y = Relu(b) }"""
+    model = Graph(onnx.parser.parse_model(text), Path())
+    rewrites = apply_pass(model, merge_relu).rewrites
+    assert [node.op for node in model.nodes] == ["Relu"]
+    assert {prove(rewrite, merge_relu).status for rewrite in rewrites} == {"pass"}
+
+
 def test_it_refuses_an_output(merge_relu: LocalPass) -> None:
     (refusal,) = apply_pass(graph("float[2, 3] y, float[2, 3] a"), merge_relu).refusals
     assert refusal.reason == "'a' is also an output"

@@ -53,7 +53,7 @@ def test_is_rejected(depth_model, tmp_path, monkeypatch, mutant):
     mutant.plant(monkeypatch)
     with pytest.raises(VerificationError) as failure:
         build(depth_model, tmp_path, mutant.passes)
-    name = mutant.passes.partition(":")[0]
+    name = mutant.passes.rpartition(",")[2].partition(":")[0]
     named = rf"{name} changed '\S+' outside" if mutant in EDITS else rf"{name}#\d+ at \S+"
     assert re.search(named, str(failure.value)), "names pass and rewrite"
     SCORE["rejected"] += 1

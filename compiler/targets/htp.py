@@ -30,6 +30,8 @@ from compiler.targets.chips import Chip
 from compiler.targets.provider import CANNOT_LOAD
 
 CONTEXT_OP = "EPContext"
+# What the provider leaves to the CPU in every quantized model: its float inputs and outputs.
+EDGE_OPS = ("QuantizeLinear", "DequantizeLinear")
 INSTALL = "pip install -e '.[htp]' -c constraints.txt (Linux x86-64 with glibc 2.35 or newer)"
 # How often a running child's caller hears how long it has run, in seconds.
 TICK_SECONDS = 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,15 @@ import numpy as np
 
 from compiler.errors import UserError, VerificationError
 from compiler.graph import Graph, Node
-from compiler.rewrite import DeclaredPass, Float64, Function, Pass, Rewrite, Signature
+from compiler.rewrite import (
+    ApproximatePass,
+    DeclaredPass,
+    Float64,
+    Function,
+    Pass,
+    Rewrite,
+    Signature,
+)
 from compiler.verify.kernels.call import UnsupportedInFloat64
 from compiler.verify.proof import BOUNDS, REFUSALS, Proof, judge, prove
 from compiler.verify.reproducer import write_reproducer, write_stage_reproducer
@@ -46,6 +54,17 @@ if TYPE_CHECKING:
     from compiler.progress import Progress
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A pass on its way: the file before, the stage after, and what that must compute."""
+
+    last: Path
+    after: Stage
+    pass_: Pass
+    signature: Signature
+    reference: Function
+
+
 class Verifier:
     """Checks the stages of one build; knows the source's noise and the last stage's values.
 
@@ -65,7 +84,8 @@ class Verifier:
         self._signature = Signature.of(source.graph)
         nodes = len(source.graph.nodes)
         self._least = least_bound(source.graph)
-        self._added_ops: set[str] = set()
+        self._changed_ops: set[str] = set()
+        self._uncompared: list[_Step] = []
         self._sizes = accepted_sizes(source.path, self._signature.inputs)
         self._float32 = memoized(Float32Model(source.path))
         self._float64 = memoized(self._with_progress(source.path, "source in float64", nodes))
@@ -77,23 +97,55 @@ class Verifier:
         was, self._signature = self._signature, Signature.of(after.graph)
         last, self._last = self._last, after.path
         malformed = structure_faults(was, after.path, pass_, after.rewrites)
+        if isinstance(pass_, ApproximatePass):
+            self._require(malformed, last, after, pass_)
+            self._start_again(after, last, pass_)
+            after.report.verify_seconds = time.perf_counter() - start
+            return
         self._require(malformed, last, after, pass_, after.rewrites)
         if after.rewrites:  # without any, the stage is the stage before
             sizes = self._sizes_in(last, was, after)
             after.report.float64 = asdict(self._prove_rewrites(after, pass_, sizes))
-            new_nodes = [node for rewrite in after.rewrites for node in rewrite.new.nodes]
-            self._added_ops |= {node.op_type for node in new_nodes}
+            # A Resize that goes takes its rounding with it, as one that comes brings its own.
+            regions = [region for r in after.rewrites for region in (r.old, r.new)]
+            self._changed_ops |= {node.op_type for region in regions for node in region.nodes}
             self._float32 = _through(self._float32, pass_, was)
             self._float64 = _through(self._float64, pass_, was)
         self._require(record_faults(last, after.path, pass_, after.rewrites), last, after, pass_)
+        self._uncompared.append(_Step(last, after, pass_, self._signature, self._float32))
         rungs = []
         if is_last if self._mode == "final" else after.rewrites:
             rungs += self._report(after, "float32", self._compare_float32(after))
+            if rungs:
+                self._require_of_earlier()
+            self._uncompared.clear()
         if self._mode == "full" and after.rewrites and not rungs:
             proof = self._compare_float64(after, is_last=is_last)
             rungs += self._report(after, "whole_float64", proof)
         self._require(rungs, last, after, pass_)
         after.report.verify_seconds = time.perf_counter() - start
+
+    def _start_again(self, after: Stage, last: Path, pass_: Pass) -> None:
+        """An approximation is measured, not proven; what comes after is compared with it."""
+        self._require(record_faults(last, after.path, pass_, after.rewrites), last, after, pass_)
+        if not after.rewrites:
+            return
+        what = f"{after.report.name.partition(':')[0]} in float64"
+        self._least = least_bound(after.graph)
+        self._changed_ops = set()
+        self._uncompared.clear()
+        self._float32 = memoized(Float32Model(after.path))
+        self._float64 = memoized(self._with_progress(after.path, what, len(after.graph.nodes)))
+        self._noise = self._measured_noise()
+
+    def _require_of_earlier(self) -> None:
+        """Raises for the first of the stages since the last comparison that differs already."""
+        for step in self._uncompared[:-1]:
+            inputs = self._inputs(step.signature)
+            actual = Float32Model(step.after.path)(inputs)
+            proof = judge(actual, step.reference(inputs), self._float32_bound())
+            rungs = self._report(step.after, "float32", proof)
+            self._require(rungs, step.last, step.after, step.pass_)
 
     def _report(self, stage: Stage, rung: str, proof: Proof) -> list[str]:
         """Writes a rung into the stage's report; the fault that it shows, if it does."""
@@ -124,10 +176,13 @@ class Verifier:
             return self._sizes
         return [with_shapes(last, was.inputs, sizes) for sizes in self._sizes]
 
-    def _inputs(self) -> dict[str, Float64]:
-        """Representative inputs; dynamic sizes are the first that the source takes."""
+    def _inputs(self, signature: Signature | None = None) -> dict[str, Float64]:
+        """Representative inputs of the last stage, or of an earlier one's signature.
+
+        Dynamic sizes are the first that the source takes.
+        """
         sizes = next(iter(self._sizes), Sizes({}))
-        return model_inputs(sizes.bind(self._signature.inputs))
+        return model_inputs(sizes.bind((signature or self._signature).inputs))
 
     def _prove_rewrites(self, stage: Stage, pass_: Pass, sizes: list[Sizes]) -> Proof:
         """Rung 2, over all rewrites of the stage."""
@@ -172,7 +227,7 @@ class Verifier:
         proofs = [judge(model(inputs), expected, bound) for model in (plain, optimized)]
         if self._mode != "final":
             self._float32 = plain
-            self._added_ops = set()
+            self._changed_ops = set()
         worst = max(proofs, key=lambda proof: (_SEVERITY[proof.status], proof.error))
         if worst.status == "pass" and not math.isfinite(self._noise):
             why = "the source has no float64 evaluation to measure its noise by"
@@ -183,7 +238,7 @@ class Verifier:
         """From the source's own noise, and from what was added since the last comparison."""
         if not math.isfinite(self._noise):
             return GROSS_ERROR
-        least = max(self._least, RESIZE_BOUND if "Resize" in self._added_ops else 0.0)
+        least = max(self._least, RESIZE_BOUND if "Resize" in self._changed_ops else 0.0)
         return max(NOISE_MULTIPLE * self._noise, least)
 
     def _compare_float64(self, stage: Stage, *, is_last: bool) -> Proof:

@@ -376,6 +376,61 @@ def test_a_dynamic_batch_keeps_its_name():
 DYNAMIC = "g (float[n,3,h,8] x) => (float[n,3,h,8] y)"
 
 
+AS_MATRICES = {
+    "products": (
+        "r = MatMul(rows, x) c = MatMul(r, columns)",
+        "float[2,3] rows = {1, 0, 0, 0.25, 0.5, 0.25}, "
+        "float[4,2] columns = {1, 0, 0, 0.5, 0, 0.5, 0, 0}",
+    ),
+    "convolutions": (
+        "a = Transpose <perm=[0, 2, 1, 3]>(x) r = Conv(a, rows)"
+        " b = Transpose <perm=[0, 3, 2, 1]>(r)"
+        " d = Conv(b, columns) c = Transpose <perm=[0, 2, 3, 1]>(d)",
+        "float[2,3,1,1] rows = {1, 0, 0, 0.25, 0.5, 0.25}, "
+        "float[2,4,1,1] columns = {1, 0, 0, 0, 0, 0.5, 0.5, 0}",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "constants"), AS_MATRICES.values(), ids=AS_MATRICES.keys())
+@pytest.mark.parametrize("into", ["batchnorm", "conv"])
+def test_behind_the_matrices_of_a_resize(body, constants, into, tmp_path):
+    """`resize_as_matrix` may run first."""
+    text = model(
+        f"{body} s = Sub(c, mean) t = Div(s, std) y = Conv <strides=[1, 2]>(t, w)",
+        f"{MEAN}, {STD}, {constants}, float[4,3,1,2] w",
+        "g (float[1,3,3,4] x) => (float[1,4,n,m] y)",
+    )
+    fold = FoldNorm(into=into)
+    result = applied(text, fold)
+    assert result.reasons == []
+    assert result.ops[-1] == "Conv"
+    assert not {"Sub", "Div"} & set(result.ops)
+    assert [proof.status for proof in proofs(result, fold)] == ["pass"]
+    assert error_in_float32(result, fold, tmp_path) < 1e-5
+
+
+@pytest.mark.parametrize(("body", "constants"), AS_MATRICES.values(), ids=AS_MATRICES.keys())
+def test_before_the_matrices_of_a_resize_it_goes_no_further(body, constants):
+    """Only a Resize is known to commute with it: `fold_norm` has to run first there."""
+    text = model(
+        f"s = Sub(x, mean) z = Div(s, std) {body.replace('x)', 'z)')} y = Conv(c, w)",
+        f"{MEAN}, {STD}, {constants}, float[4,3,1,1] w",
+        "g (float[1,3,3,4] x) => (float[1,4,n,m] y)",
+    )
+    first = "MatMul" if "MatMul" in body else "Transpose"
+    assert refusal(text, FoldNorm(into="conv")) == (f"into=conv: ['{first}'] read it, not one Conv")
+
+
+def test_behind_other_products_nothing_is_looked_for():
+    """Weights that do not sum to one are no interpolation."""
+    text = model("a = Conv(x, w) b = MatMul(a, v) y = Mul(b, k)",
+                 "float[3,3,1,1] w, float[8,8] v, float[3,1,1] k")  # fmt: skip
+    assert refusal(text, FoldNorm()) == (
+        "nothing to fold: no input goes into arithmetic with a constant"
+    )
+
+
 MUTANTS = {
     "channels in another order": lambda scale, shift: (scale[::-1], shift[::-1]),
     "a forgotten shift": lambda scale, shift: (scale, 0 * shift),

@@ -1,0 +1,75 @@
+"""Whole numbers of 8 or 16 bits for weights and activations, by onnxruntime's recipe for QNN.
+
+    x[float] → MatMul(W[float]) → y[float]
+    x → Quantize → Dequantize → MatMul(Dequantize(W[uint8])) → Quantize → Dequantize → y
+
+Ranges are those of images: a folder of photos (`--images`), or generated ones. The driver measures
+what is lost on other images, and reports it; `max_loss=0.02` fails above 2 % AbsRel. To stay below,
+with 8 or 16 bits the layers that lose most alone keep float16, as few as it takes; with
+`activations=mixed` all have 8 bits but a run of layers from one end, which has 16: in between the
+NPU would convert. `layers=measure` measures every layer alone.
+
+Put it last: split_heads, fold_norm, fold_scale and linear_as_gemm make it faster still. Weights
+have 8 bits; Erf patterns become Gelu, for which the NPU has a kernel of whole numbers.
+
+Contract: approximate; measured, not proven.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from compiler.graph import Graph
+from compiler.quantize.approximating import FLOAT, Trial, checked_bound
+from compiler.quantize.evidence import Evidence, copied, embedded, quantized_node, taken_over
+from compiler.quantize.layers import layers_of
+from compiler.quantize.qdq import calibrate, fused, give_types, quantized
+from compiler.rewrite import WHOLE_MODEL, ApproximatePass, Approximation, Refusal, TensorType
+
+
+@dataclass(frozen=True)
+class Quantize(ApproximatePass):
+    """See the module."""
+
+    weights: Literal["8"] = "8"
+    activations: Literal["16", "8", "mixed"] = "16"
+    max_loss: float = math.inf
+    layers: Literal["skip", "measure"] = "skip"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a bound that nothing meets."""
+        checked_bound(self.max_loss)
+
+    def refusals(self, graph: Graph) -> list[Refusal]:
+        """A model with whole numbers in it, and one with floats of other widths than 32 bits."""
+        done = quantized_node(graph)
+        if done is not None:
+            return [Refusal(WHOLE_MODEL, f"is quantized already: {done.op} {done.name!r}")]
+        for tensor in [*graph.inputs, *(t for node in graph.nodes for t in node.outputs)]:
+            kind = TensorType.of(tensor)
+            if kind.is_float and tensor.dtype != np.float32:
+                reason = f"{tensor.name!r} is {kind}: only float32 models are quantized"
+                return [Refusal(WHOLE_MODEL, reason)]
+        return []
+
+    def approximated(self, graph: Graph, evidence: Evidence) -> Approximation:
+        """Calibrates once; then tries what has to be tried."""
+        model = fused(embedded(graph))
+        ranges = calibrate(model, evidence.calibration, evidence.progress)
+        bits = 16 if self.activations == "16" else 8
+        trial = Trial(
+            lambda others: quantized(model, ranges, bits, others),
+            layers_of(taken_over(copied(model), graph)),
+            16 if self.activations == "mixed" else FLOAT,
+            "run" if self.activations == "mixed" else "worst",
+            self.max_loss, self.layers == "measure",
+        )  # fmt: skip
+        others, table = trial.settle(evidence)
+        result = taken_over(quantized(model, ranges, bits, others), graph)
+        give_types(result)
+        result.sort()
+        return Approximation(result, table)

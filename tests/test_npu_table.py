@@ -1,0 +1,74 @@
+"""The rows of `python -m tools.npu`: a sweep that can be read, and what it makes of the figures."""
+
+import tomllib
+
+import pytest
+
+from compiler.sweep.grid import read_grid
+from tools.npu import _ROWS, Row, as_markdown, grid_of, rows_of
+
+DESCRIPTION = tomllib.loads(_ROWS.read_text("utf-8"))
+
+
+@pytest.fixture
+def grid(tmp_path):
+    path = tmp_path / "npu.toml"
+    path.write_text(grid_of(DESCRIPTION, DESCRIPTION["rows"]), "utf-8")
+    return read_grid(str(path))
+
+
+def test_every_row_is_two_variants_whose_passes_exist(grid):
+    labels = [variant.label for variant in grid.variants]
+    names = [row["name"] for row in DESCRIPTION["rows"]]
+    assert labels == [f"{name}-{kind}" for name in names for kind in ("stock", "ours")]
+    ours = {v.label: v.passes for v in grid.variants}["small-350-ours"]
+    assert ours.startswith("fold_norm:into=conv,split_heads")
+
+
+def test_weights_are_twins_and_official_graphs_lie_beside(grid, tmp_path):
+    models = {variant.model for variant in grid.variants}
+    assert str(tmp_path / "official-518.onnx") in models
+    named = [v for v in grid.variants if v.model.startswith("dav2")]
+    assert {v.weights for v in named} == {"twin:0"}
+
+
+def measured(variant, ms, **more):
+    row = {"variant": variant, "simulated_ms": ms, "passes": "split_heads", "error": None,
+           "missing_ops": 0, "cpu_nodes": []}  # fmt: skip
+    return {**row, **more}
+
+
+def test_a_row_has_both_latencies_and_their_ratio():
+    wanted = [{"name": "a", "size": 518, "target_ms": 36}]
+    (row,) = rows_of(wanted, [measured("a-stock", 50.0), measured("a-ours", 40.0)], "iq-9075")
+    assert (row.stock_ms, row.ours_ms, row.target_ms, row.error) == (50.0, 40.0, 36, "")
+    assert row.ratio == pytest.approx(0.8)
+    assert as_markdown([row]).splitlines()[-1] == "| a | 50.00 | 40.00 | 0.80 | 36.00 |"
+
+
+def test_targets_are_of_one_chip():
+    wanted = [{"name": "a", "size": 518, "target_ms": 36}]
+    (row,) = rows_of(wanted, [measured("a-stock", 50.0), measured("a-ours", 40.0)], "sa8797")
+    assert row.target_ms is None
+
+
+@pytest.mark.parametrize(
+    ("more", "doubt"),
+    [
+        ({"missing_ops": 3}, "3 ops without a cost"),
+        ({"cpu_nodes": [{"op": "Erf"}]}, "1 nodes on the CPU"),
+        ({"cpu_nodes": [{"op": "QuantizeLinear"}]}, ""),
+    ],
+)
+def test_a_latency_that_is_not_the_whole_is_told(more, doubt):
+    wanted = [{"name": "a", "size": 518}]
+    (row,) = rows_of(wanted, [measured("a-stock", 50.0), measured("a-ours", 4.0, **more)], "x")
+    assert row.error == doubt
+
+
+def test_a_failed_variant_leaves_a_gap():
+    wanted = [{"name": "a", "size": 518}]
+    failed = measured("a-ours", None, error="building: no")
+    (row,) = rows_of(wanted, [measured("a-stock", 50.0), failed], "iq-9075")
+    assert row == Row("a", 50.0, None, None, "split_heads", "building: no")
+    assert "| – | – | – |" in as_markdown([row])
