@@ -25,7 +25,7 @@ class Slot:
         return name_of(self.choices[0])
 
 
-# Every one pays on some chip and size; in the order that was measured to be best.
+# Each pays on some chip and size (dedupe: where others leave equal nodes); in the best order found.
 SLOTS = (
     Slot(("fold_norm:into=conv", "fold_norm")),
     Slot(("split_heads", "split_heads:group=2", "split_heads:group=3")),
