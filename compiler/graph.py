@@ -430,9 +430,7 @@ def _settle_tensors(graph: onnx.GraphProto, folder: Path, *, is_body: bool = Fal
     for tensor in [*tensors, *(graph.initializer if is_body else ())]:
         if tensor.data_location == TensorProto.EXTERNAL:
             external_source(tensor, folder)
-            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-            tensor.data_location = TensorProto.DEFAULT
-            del tensor.external_data[:]
+            _bring_inside(tensor, folder)
     for body in (body for a in inner for body in ([a.g] if a.HasField("g") else a.graphs)):
         _settle_tensors(body, folder, is_body=True)
 
@@ -453,9 +451,13 @@ def _inline_small_tensors(
     for tensor in model.graph.initializer:
         external = tensor.data_location == TensorProto.EXTERNAL and tensor.name not in given
         if external and external_source(tensor, folder)[2] < EMBED_BELOW_NBYTES:
-            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-            tensor.data_location = TensorProto.DEFAULT
-            del tensor.external_data[:]
+            _bring_inside(tensor, folder)
+
+
+def _bring_inside(tensor: TensorProto, folder: Path) -> None:
+    onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
 
 
 def _set_aside_large_tensors(model: onnx.ModelProto) -> dict[str, TensorProto]:

@@ -154,6 +154,11 @@ class ApproximatePass(Pass):
     max_loss: float
     """The bound of the loss, a part of the depth: what the driver measures may not exceed it."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a bound that nothing meets."""
+        if not self.max_loss > 0:
+            raise ValueError(f"max_loss={self.max_loss:g} must be above 0: 0.02 allows 2 %")
+
     @abstractmethod
     def approximated(self, graph: Graph, evidence: Evidence) -> Approximation:
         """A new graph of the same inputs and outputs; `graph` is left as it is."""

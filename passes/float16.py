@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from compiler.graph import Graph
-from compiler.quantize.approximating import FLOAT, Trial, checked_bound
+from compiler.quantize.approximating import FLOAT, Trial
 from compiler.quantize.evidence import Evidence, embedded, quantized_node
 from compiler.quantize.halving import halved
 from compiler.quantize.layers import layers_of
@@ -33,10 +33,6 @@ class Float16(ApproximatePass):
 
     max_loss: float = math.inf
     layers: Literal["skip", "measure"] = "skip"
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a bound that nothing meets."""
-        checked_bound(self.max_loss)
 
     def refusals(self, graph: Graph) -> list[Refusal]:
         """A quantized model, one that has float16 in it, and one that has no float32."""

@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 
 from compiler.graph import Graph
-from compiler.quantize.approximating import FLOAT, Trial, checked_bound
+from compiler.quantize.approximating import FLOAT, Trial
 from compiler.quantize.evidence import Evidence, copied, embedded, quantized_node, taken_over
 from compiler.quantize.layers import layers_of
 from compiler.quantize.qdq import calibrate, fused, give_types, quantized
@@ -39,10 +39,6 @@ class Quantize(ApproximatePass):
     activations: Literal["16", "8", "mixed"] = "16"
     max_loss: float = math.inf
     layers: Literal["skip", "measure"] = "skip"
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a bound that nothing meets."""
-        checked_bound(self.max_loss)
 
     def refusals(self, graph: Graph) -> list[Refusal]:
         """A model with whole numbers in it, and one with floats of other widths than 32 bits."""

@@ -66,7 +66,10 @@ def main(
     grid_file.write_text(grid_of(description, wanted), "utf-8")
     record = sweep(read_grid(str(grid_file)), output, chip=chip, verify="final", runs=1)
     rows = rows_of(wanted, record["rows"], chip)
-    print(as_markdown(rows)) if markdown else Console().print(_table(rows))
+    if markdown:
+        print(as_markdown(rows))
+    else:
+        Console().print(_table(rows))
 
 
 def grid_of(description: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

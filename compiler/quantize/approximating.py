@@ -23,12 +23,6 @@ FLOAT = 32
 """The number of bits of a layer that is left as it is."""
 
 
-def checked_bound(max_loss: float) -> None:
-    """Raises ValueError for a bound that nothing meets."""
-    if not max_loss > 0:
-        raise ValueError(f"max_loss={max_loss:g} must be above 0: 0.02 allows 2 %")
-
-
 @dataclass(frozen=True)
 class Trial:
     """How a pass approximates: `made(bits)` with other numbers of bits for some nodes.
