@@ -253,8 +253,6 @@ def build_stages(
         UserError: on bad input or a pass that rewrites nothing.
         VerificationError: with the folder of a reproducer, or of a loss beyond its bound.
     """
-    from compiler.quantize.images import Images
-    from compiler.quantize.judging import Judge
     from compiler.verify import Verifier
     from compiler.verify.structure import checker_faults
 
@@ -271,7 +269,7 @@ def build_stages(
         progress(pass_.name, number, len(passes) + 1)
         judge = None
         if isinstance(pass_, ApproximatePass):
-            judge = Judge(stages[-1], pass_, Images(images), progress)
+            judge = _judge(stages[-1], pass_, images, progress)
         stage = builder.apply(stages[-1], pass_, number, judge)
         if verifier is not None:
             verifier.check(stage, pass_, is_last=_is_last(passes[number:]))
@@ -282,6 +280,14 @@ def build_stages(
     recorded = {stage.report.stage: stage.recorded for stage in stages[1:]}
     write_json(folder / REWRITES_NAME, record_of(recorded))
     return stages
+
+
+def _judge(before: Stage, pass_: ApproximatePass, images: Path | None, progress: Progress) -> Judge:
+    """What calibrates and judges a pass; pictures are loaded for none that is proven."""
+    from compiler.quantize.images import Images
+    from compiler.quantize.judging import Judge
+
+    return Judge(before, pass_, Images(images), progress)
 
 
 def _is_last(rest: Sequence[Pass]) -> bool:
