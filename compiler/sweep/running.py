@@ -154,7 +154,7 @@ class _Sweep:
         tasks = []
         for variant in self.built if self.device else []:
             if not self._kept(variant.label, "devices", self.device):
-                job = {"does": "profile", "folder": str(self.folder / variant.label),
+                job = {"does": "profile", "model": str(self.folder / variant.label),
                        "device": self.device}  # fmt: skip
                 tasks.append(Task(variant.label, _ON_DEVICE, job))
         self._run(tasks, f"on {self.device}:", self._keep_profile, slots=_DEVICE_JOBS)

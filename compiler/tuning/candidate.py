@@ -32,7 +32,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
             )  # fmt: skip
             found = _described(stages, job["pipeline"])
             if found.effective not in job["measured"]:
-                places = judge.measure(Path(folder), stock, job["known"])
+                # Before anything is known it is the stock model that is asked for: one measurement.
+                built = Path(folder) if job["known"] else stock
+                places = judge.measure(built, stock, job["known"])
                 found = replace(found, measurements=tuple(places))
         except (UserError, VerificationError) as error:
             found = Figures(job["pipeline"], error=" ".join(str(error).split()))

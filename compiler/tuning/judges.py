@@ -68,9 +68,13 @@ class Judge:
         return found
 
     def check(self) -> None:
-        """Raises UserError, before any work, for chips and wheels that aren't there."""
+        """Raises UserError, before any work, for chips, wheels and devices that aren't there."""
         from compiler.targets.htp import require_wheel
 
+        if self.device is not None:
+            from compiler.hub.client import connect
+
+            connect().require_device(self.device)
         for chip in self.chips:
             chip_with_estimates(chip)
             require_wheel()
@@ -81,8 +85,8 @@ class Judge:
 
     def _on_device(self, folder: Path, stock: Path, known: dict[str, float]) -> Measurement:
         assert self.device is not None
-        before = known.get(self.device) or _profiled_ms(stock, self.device)
-        ms = before if folder == stock else _profiled_ms(folder, self.device)
+        before = known.get(self.device) or _profiled_ms(stock / MODEL_NAME, self.device)
+        ms = before if folder == stock else _profiled_ms(folder / MODEL_NAME, self.device)
         return Measurement(self.device, ms, before)
 
 
@@ -132,8 +136,8 @@ def _on_cpu(folder: Path, stock: Path) -> Measurement:
     return Measurement(CPU, found["candidate"], found["stock"])
 
 
-def _profiled_ms(folder: Path, device: str) -> float:
+def _profiled_ms(model: Path, device: str) -> float:
     from compiler.workers.worker import profile
 
-    latency: float = profile({"folder": str(folder), "device": device})["latency_ms"]
+    latency: float = profile({"model": str(model), "device": device})["latency_ms"]
     return latency

@@ -39,13 +39,13 @@ def estimate(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def profile(job: dict[str, Any]) -> dict[str, Any]:
-    """Measures a build on a device of AI Hub, from wherever an earlier try got to."""
+    """Measures a model, or a build, on a device of AI Hub, from wherever an earlier try got to."""
     from compiler.hub.chain import Chain
     from compiler.hub.client import connect
     from compiler.hub.commands import RUNTIME
     from compiler.hub.state import State
 
-    state = State.of(Path(job["folder"]))
+    state = State.of(Path(job["model"]))
     compilation = state.compilation(job["device"], f"--target_runtime {RUNTIME}")
     found = Chain(connect(), state, compilation, nothing, lambda _text: None, 3).profile()
     return {"latency_ms": found.latency_ms, "peak_memory_bytes": found.peak_memory_bytes}
