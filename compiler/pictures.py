@@ -21,6 +21,9 @@ from compiler.verify.whole import Float32Model
 # Perceptually uniform: equal steps of depth are equal steps to the eye, also in print.
 COLOUR_MAP = "inferno"
 
+# The most that one side of a map is of the other; KITTI's pictures are 1242×375.
+_LONGEST = 3.5
+
 Map = NDArray[np.float64]
 # Runs a model: arrays by the inputs' names to arrays by the outputs' names, the first one first.
 Runner = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
@@ -38,9 +41,15 @@ def image_size(signature: Signature) -> tuple[str, int, int] | None:
 
 
 def is_map(kind: TensorType) -> bool:
-    """Whether an output is one map: H×W with nothing but ones before."""
+    """Whether an output is one map: H×W, shaped like a picture, with nothing but ones before.
+
+    What is longer (1×1000 classes, 197×768 tokens) is taken for no map.
+    """
     shape = kind.shape
-    return shape is not None and len(shape) >= 2 and all(d == 1 for d in shape[:-2])
+    if shape is None or len(shape) < 2 or any(d != 1 for d in shape[:-2]):
+        return False
+    sides = [d for d in shape[-2:] if isinstance(d, int)]
+    return not sides or 0 < max(sides) <= _LONGEST * min(sides)
 
 
 def depth_of(path: Path, photo: Path, run: Runner | None = None) -> Map:

@@ -2,9 +2,12 @@
 
 import matplotlib.image
 import numpy as np
+import onnx
 import pytest
 
-from compiler.pictures import write_error_map
+import compiler
+from compiler.pictures import is_map, write_error_map
+from compiler.region import TensorType
 
 MAP = np.linspace(0, 10, 48 * 64).reshape(48, 64)
 
@@ -41,3 +44,24 @@ def test_the_same_maps_give_the_same_bytes(painted, tmp_path):
     for name in ("one", "two"):
         painted(MAP + 0.5, name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((1, 518, 518), True), ((1, 1, 375, 1242), True), ((480, 640), True), ((1, "H", 640), True),
+        ((1, 1000), False), ((1, 197, 768), False), ((1, 50, 768), False), ((1, 0, 0), False),
+        ((2, 64, 64), False), ((64,), False), (None, False),
+    ],
+)  # fmt: skip
+def test_a_map_is_shaped_like_a_picture(shape, expected):
+    assert is_map(TensorType(1, shape)) == expected
+
+
+def test_classes_get_no_picture(model_of, tmp_path):
+    text = """g (float[1,3,8,8] image) => (float[1,1000] y) <float[3,1000] w>
+    { a = GlobalAveragePool(image) b = Flatten(a) c = MatMul(b, w) d = Identity(c) y = Relu(d) }"""
+    onnx.save(model_of(text, 17), tmp_path / "source.onnx")
+    compiler.build(str(tmp_path / "source.onnx"), "", output=tmp_path / "build")
+    assert (tmp_path / "build" / "model.onnx").exists()
+    assert not list((tmp_path / "build").glob("*.png"))
