@@ -23,11 +23,13 @@ from compiler.progress import Progress, nothing
 from compiler.records import finite, json_text
 from compiler.region import TensorType
 from compiler.rewrite import (
+    WHOLE_MODEL,
     Applied,
     ApproximatePass,
     GraphPass,
     LocalPass,
     Pass,
+    Refusal,
     Rewrite,
     Sensitivity,
     apply_pass,
@@ -90,9 +92,13 @@ def approximate(
     refusals = pass_.refusals(graph)
     if refusals:
         return graph, Applied([], refusals), ()
-    done = pass_.approximated(graph, judge.evidence())
+    with running(pass_):
+        done = pass_.approximated(graph, judge.evidence())
     rewrites = changed_components(graph, done.graph, pass_.name)
-    return done.graph, Applied(rewrites, list(done.refusals)), done.layers
+    if rewrites:
+        return done.graph, Applied(rewrites), done.layers
+    reason = f"every layer has to stay as it is to lose no more than max_loss={pass_.max_loss:g}"
+    return graph, Applied([], [Refusal(WHOLE_MODEL, reason)]), done.layers
 
 
 def run_pass(graph: Graph, pass_: Pass) -> tuple[Graph, Applied]:

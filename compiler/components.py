@@ -27,7 +27,7 @@ from compiler.graph import (
     sorted_nodes,
 )
 from compiler.region import BEFORE, Region, TensorType, cut_inputs, region_of, shared_context
-from compiler.rewrite import Rewrite, history
+from compiler.rewrite import Rewrite, few_names, history
 from compiler.weights import Weight
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ def changed_components(before: Graph, after: Graph, pass_name: str) -> list[Rewr
 
 
 def _record_provenance(new: list[Node], old: list[Node], name: str, index: int) -> None:
-    sources = " ".join(node.name for node in old)
+    sources = few_names([node.name for node in old])
     for node in new:
         node.metadata = {PASS_KEY: name, REWRITE_KEY: f"{name}#{index}", SOURCES_KEY: sources}
         node.metadata |= history(f"{name}#{index}", old)

@@ -121,8 +121,15 @@ def _axes(graph: Graph, node: Node, given: Mapping[str, Any]) -> dict[int, Axis]
         policy = given["keep_aspect_ratio_policy"]
         one = {"not_larger": min(ratios), "not_smaller": max(ratios)}.get(policy)
         scales = ratios if one is None else [one] * len(ratios)
-    found = zip(indices, scales, strict=True)
-    return {a: Axis(length_of(source, a), length_of(target, a), s) for a, s in found if s != 1}
+    found = {a: s for a, s in zip(indices, scales, strict=True) if s != 1}
+    axes = {a: Axis(length_of(source, a), length_of(target, a), s) for a, s in found.items()}
+    for a, axis in axes.items():
+        if axis.length == axis.resized:  # ONNX Runtime copies what ONNX would shift a little
+            raise NotLinear(
+                f"axis {a} keeps its {axis.length} samples at a scale of {axis.scale:g}, where "
+                f"runtimes differ"
+            )
+    return axes
 
 
 def _known(graph: Graph, node: Node, position: int) -> list[float] | None:

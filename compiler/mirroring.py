@@ -20,7 +20,7 @@ import numpy as np
 
 from compiler.graph import Graph, Node, Shape, Tensor, producer_of, reads_of, static_shape
 from compiler.interpolation import NotLinear, matrices_of
-from compiler.rewrite import Builder, TensorType
+from compiler.rewrite import Builder, TensorType, needed_nodes
 from compiler.shapes import NoRule, shape_of
 from compiler.take import runs
 from compiler.weights import Array, NewWeight
@@ -111,7 +111,7 @@ def steps_behind(graph: Graph, flip: Node) -> list[Step]:
 
     Args:
         graph: in topological order.
-        flip: a node that `flip_of` finds to be one.
+        flip: a node that `flip_of` finds to be one; the outputs depend on it.
 
     Raises:
         Unmirrorable: naming the op that needs the flip, or an output that is flipped.
@@ -120,7 +120,7 @@ def steps_behind(graph: Graph, flip: Node) -> list[Step]:
     assert found is not None
     mirrors: dict[int, Mirror] = {id(flip.outputs[0]): dict([found])}
     steps: list[Step] = []
-    for node in graph.nodes:
+    for node in needed_nodes(graph):
         read = {id(tensor) for tensor in reads_of(node)}
         if not mirrors.keys() & read:
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -53,6 +53,9 @@ M = TypeVar("M", bound=Match)
 # metadata_props of every node that a pass made, whatever passes came before it.
 PASSES_KEY = "compiler.passes"
 ORIGIN_KEY = "compiler.origin"
+# How many names each of them holds, and what stands for the others.
+MOST_NAMES = 64
+MORE = "…"
 
 WHOLE_MODEL = "model"
 """The place of a refusal that is about no place of the model, but all of it."""
@@ -174,7 +177,6 @@ class Approximation:
 
     graph: Graph
     layers: Sequence[Sensitivity] = ()
-    refusals: Sequence[Refusal] = ()
 
 
 @dataclass(frozen=True)
@@ -347,6 +349,12 @@ def apply_pass(graph: Graph, pass_: LocalPass[Any]) -> Applied:
             continue
         index = len(done.rewrites)
         replacement = _with_own_outputs(pass_.rewrite(graph, match))
+        hidden = editor.hidden(replacement)
+        if hidden is not None:
+            replacement.builder.prune([])
+            reason = f"{hidden.name!r} is computed in the body of an If, Loop or Scan: it stays"
+            done.refusals.append(Refusal(match.place, reason))
+            continue
         done.rewrites.append(editor.apply(replacement, pass_.name, index, match.place))
     editor.finish()
     return done
@@ -372,6 +380,12 @@ class _Editor:
         self._named = {node.name: node for node in graph.nodes}
         self._removed: set[int] = set()
         self._added: dict[int, list[Node]] = {}
+
+    def hidden(self, proposal: Replacement) -> Tensor | None:
+        """An old tensor whose node is in a body, where a pass came by following readers."""
+        producers = ((old, producer_of(old)) for old, _ in proposal.outputs)
+        inside = (t for t, n in producers if n is not None and id(n) not in self._position)
+        return next(inside, None)
 
     def apply(self, proposal: Replacement, name: str, index: int, place: str) -> Rewrite:
         """Swaps the old nodes for the new ones and returns the record."""
@@ -420,25 +434,56 @@ class _Editor:
         positions = [self._position[id(node)] for node in dead]
         position = min(positions, default=len(self.graph.nodes))
         self._added.setdefault(position, []).extend(proposal.builder.nodes)
-        sources = " ".join(node.name for node in dead)
+        title, sources = f"{name}#{index}", few_names([node.name for node in dead])
+        of_all = history(title, dead)
         for node in proposal.builder.nodes:
             self._position[id(node)] = position
+            source = node.metadata.get(SOURCES_KEY)
+            made_of = [self._named[source]] if source in self._named else []
+            own = of_all if source is None else history(title, made_of)
             node.metadata = {SOURCES_KEY: sources, **node.metadata}
-            node.metadata |= {PASS_KEY: name, REWRITE_KEY: f"{name}#{index}"}
-            made_of = map(self._named.get, node.metadata[SOURCES_KEY].split())
-            node.metadata |= history(f"{name}#{index}", [n for n in made_of if n is not None])
+            node.metadata |= {PASS_KEY: name, REWRITE_KEY: title, **own}
         self._named |= {node.name: node for node in proposal.builder.nodes}
 
 
+def few_names(names: Collection[str]) -> str:
+    """Names for the metadata of a node, which holds no more than a few dozen of them.
+
+    A rewrite of a whole network would write thousands into every node that is made of all of it;
+    the record of the rewrite (`rewrites.json`) has them.
+    """
+    known = [name for name in names if name != MORE][:MOST_NAMES]
+    return " ".join(known if len(known) == len(names) else [*known, MORE])
+
+
 def history(rewrite: str, made_of: Iterable[Node]) -> dict[str, str]:
-    """The metadata of a node: every rewrite on its way here, and the source model's nodes."""
+    """The metadata of a node: the rewrites on its way here, and the source model's nodes."""
     rewrites: dict[str, None] = {}
     origins: dict[str, None] = {}
     for node in made_of:
         known = getattr(node, "metadata", {})
         rewrites |= dict.fromkeys(known.get(PASSES_KEY, "").split())
         origins |= dict.fromkeys(known.get(ORIGIN_KEY, node.name).split())
-    return {PASSES_KEY: " ".join([*rewrites, rewrite]), ORIGIN_KEY: " ".join(origins)}
+    passed = " ".join(filter(None, (few_names(rewrites), rewrite)))
+    return {PASSES_KEY: passed, ORIGIN_KEY: few_names(origins)}
+
+
+def needed_nodes(graph: Graph) -> list[Node]:
+    """The nodes that the outputs depend on, in order: without `canonicalize` there may be others.
+
+    A pass that counts readers, or follows them, must not take those for any: they stay as they are.
+    """
+    needed = {id(node) for node in ancestors(graph.outputs, set())}
+    return [node for node in graph.nodes if id(node) in needed]
+
+
+def read_elsewhere(graph: Graph, nodes: Sequence[Node]) -> list[Tensor]:
+    """What nodes compute that is an output, or that others read of those that are needed."""
+    own = {id(node) for node in nodes}
+    others = [node for node in needed_nodes(graph) if id(node) not in own]
+    read = {id(tensor) for tensor in graph.outputs}
+    read |= {id(tensor) for node in others for tensor in reads_of(node)}
+    return [t for node in nodes for t in node.outputs if t.name and id(t) in read]
 
 
 def _dead_nodes(graph: Graph, redirected: list[Tensor], new_nodes: list[Node]) -> list[Node]:
@@ -543,5 +588,5 @@ __all__ = [
     "WHOLE_MODEL", "Applied", "ApproximatePass", "Approximation", "Builder", "Call", "Contract",
     "Copy", "DeclaredPass", "Evidence", "Float64", "Function", "GraphPass", "LocalPass", "Match",
     "Pass", "Refusal", "Replacement", "Rewrite", "Sensitivity", "Signature", "TensorType",
-    "apply_pass",
+    "apply_pass", "needed_nodes", "read_elsewhere",
 ]  # fmt: skip

@@ -5,7 +5,8 @@
 
 Constants are folded in NumPy float64 (`compiler.folding`), then onnxsim simplifies the structure.
 onnxsim gets the graph without its weights: each is an input to it, so it can neither round them nor
-copy them, and a graph of any size takes a fraction of a second.
+copy them, and a graph of any size takes a fraction of a second. It takes two random draws for one,
+so in a model with any it merges no equal nodes.
 
 Contract: algebraic; the driver finds what changed and proves each piece.
 """
@@ -24,12 +25,15 @@ import onnxsim
 
 from compiler.folding import fold_constants
 from compiler.graph import Graph, Node, Tensor, static_shape
+from compiler.randomness import is_random
 from compiler.reshapes import name_sizes, settle_reshapes
 from compiler.rewrite import GraphPass
 from compiler.weights import EMBED_BELOW_NBYTES, is_float, onnx_type_of
 
 # Each round makes the graph smaller; real exports take one or two.
 MAX_ROUNDS = 8
+# An optimizer of onnxsim's, by name.
+MERGES_EQUAL_NODES = "eliminate_common_subexpression"
 
 
 @dataclass(frozen=True)
@@ -130,8 +134,10 @@ def _through_onnxsim(graph: Graph) -> Graph:
     visible = [tensor for tensor in model.graph.initializer if tensor.name not in held]
     stand_ins = [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in stubs]
     given, declared = model.graph.input, model.graph.output
+    skipped = [MERGES_EQUAL_NODES] if is_random(graph) else None
     with _silence():  # of each node that it can't fold onnxsim says so
-        model, _ = onnxsim.simplify(_with(model, visible, [*given, *stand_ins]))
+        bare = _with(model, visible, [*given, *stand_ins])
+        model, _ = onnxsim.simplify(bare, skipped_optimizers=skipped)
     model = _with(model, [*model.graph.initializer, *stubs], given)
     # A size that only onnxsim knows is no one's promise; `Graph` infers what the model itself says.
     del model.graph.output[:], model.graph.value_info[:]

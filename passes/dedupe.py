@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from compiler.graph import Graph, Node, Tensor, export_node, producer_of
+from compiler.randomness import draws
 from compiler.region import ancestors
 from compiler.rewrite import Contract, GraphPass
 from compiler.weights import Weight
@@ -29,8 +30,6 @@ from compiler.weights import Weight
 COMMUTATIVE = frozenset({"Add", "And", "Equal", "Mul", "Or", "Xor"})
 # f(f(x)) = f(x), where attributes and other inputs are the same.
 IDEMPOTENT = frozenset({"Abs", "Cast", "Ceil", "Clip", "Floor", "Relu", "Round", "Sign", "Trilu"})
-RANDOM = frozenset({"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike",
-                    "RandomUniform", "RandomUniformLike"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Merger:
     def visit(self, node: Node) -> None:
         """Settles what a node reads, and leaves its readers to an earlier node that equals it."""
         self._settle_constants(node)
-        if not _is_understood(node):
+        if not self._is_understood(node):
             return
         inner = producer_of(node.inputs[0])
         if inner is not None and self._repeats(node, inner):
@@ -91,7 +90,7 @@ class Merger:
     def _repeats(self, node: Node, inner: Node) -> bool:
         """Whether a node does again what the one before it did, for this node alone."""
         (result, *_) = inner.outputs
-        if node.op not in IDEMPOTENT or node.op != inner.op or not _is_understood(inner):
+        if node.op not in IDEMPOTENT or node.op != inner.op or not self._is_understood(inner):
             return False
         is_needed = len(result.outputs) > 1 or self._graph.is_output(result)
         return not is_needed and self._key(node, 1) == self._key(inner, 1)
@@ -115,6 +114,11 @@ class Merger:
             self._contents[id(weight)] = _digest(weight)
         return None if weight is None else self._contents[id(weight)]
 
+    def _is_understood(self, node: Node) -> bool:
+        """Whether equal inputs make equal outputs, as far as we know."""
+        is_standard = node.domain in (None, "", "ai.onnx") and not draws(self._graph, node)
+        return is_standard and len(node.inputs) > 0 and not list(node.subgraphs())
+
     def _is_free(self, node: Node) -> bool:
         """Whether only nodes read the results: the model promises none, and no body captures one.
 
@@ -130,12 +134,6 @@ def _replace(old: Tensor, new: Tensor) -> None:
         for position, tensor in enumerate(list(node.inputs)):
             if tensor is old:
                 node.inputs[position] = new
-
-
-def _is_understood(node: Node) -> bool:
-    """Whether equal inputs make equal outputs, as far as we know."""
-    is_standard = node.domain in (None, "", "ai.onnx") and node.op not in RANDOM
-    return is_standard and len(node.inputs) > 0 and not list(node.subgraphs())
 
 
 def _digest(weight: Weight) -> Hashable:

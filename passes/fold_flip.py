@@ -23,7 +23,14 @@ from dataclasses import dataclass, field
 
 from compiler.graph import Graph, Node, Tensor, reads_of
 from compiler.mirroring import Step, Unmirrorable, flip_of, rebuilt, steps_behind
-from compiler.rewrite import Builder, Contract, LocalPass, Replacement
+from compiler.rewrite import (
+    Builder,
+    Contract,
+    LocalPass,
+    Replacement,
+    needed_nodes,
+    read_elsewhere,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class FoldFlip(LocalPass[Flip]):
         """Every flip but those that undo another, or have to stay as one before them has to."""
         undone: set[int] = set()
         behind: set[int] = set()
-        for node in graph.nodes:
+        for node in needed_nodes(graph):
             is_behind = any(id(tensor) in behind for tensor in reads_of(node))
             if id(node) not in undone and flip_of(graph, node) is not None:
                 try:
@@ -80,16 +87,9 @@ class FoldFlip(LocalPass[Flip]):
             outputs = rebuilt(graph, builder, step, inputs)
             new |= {id(old): one for old, one in zip(step.node.outputs, outputs, strict=True)}
         done: list[tuple[Tensor, Tensor]] = []
-        for old in _read_elsewhere(graph, match.steps):
+        for old in read_elsewhere(graph, [step.node for step in match.steps]):
             one = new[id(old)]
             if any(one is other for _, other in done):  # two flips undo this one
                 one = builder.node("Identity", [one], tuple(one.shape))
             done.append((old, one))
         return Replacement(builder, done)
-
-
-def _read_elsewhere(graph: Graph, steps: list[Step]) -> list[Tensor]:
-    """What other nodes read of the results, and what is an output."""
-    own = {id(step.node) for step in steps}
-    made = [tensor for step in steps for tensor in step.node.outputs if tensor.name]
-    return [t for t in made if graph.is_output(t) or any(id(user) not in own for user in t.outputs)]

@@ -30,6 +30,7 @@ import numpy as np
 
 from compiler.graph import Graph, Node, Tensor
 from compiler.rewrite import Builder, Contract, Float64, LocalPass, Replacement, TensorType
+from compiler.weights import NewWeight
 
 ARITHMETIC = ("Add", "Div", "Mul", "Sub")
 MOVEMENT = ("Cast", "Concat", "Expand", "Gather", "Identity", "Pad", "Resize", "Slice", "Tile",
@@ -104,6 +105,7 @@ class FoldNorm(LocalPass[Chain]):
             _why_no_image(match)
             or _why_not_affine(graph, first, match.axis, shape)
             or _why_not_first(match)
+            or _why_not_held(graph, match)
             or (_why_not_into_conv(graph, match) if self.into == "conv" else None)
         )
 
@@ -237,6 +239,16 @@ def _why_not_first(match: Chain) -> str | None:
         return None
     kind = TensorType.of(match.data)
     return f"the channels are axis {match.axis} of {kind}, and no Transpose makes them axis 1"
+
+
+def _why_not_held(graph: Graph, match: Chain) -> str | None:
+    """Why the chain's type can't hold its scale or shift: 1/std of a std that is next to zero."""
+    with np.errstate(over="ignore"):
+        held = [NewWeight(v, match.data.dtype, "").load() for v in _affine(graph, match)]
+    kind = TensorType.of(match.data)
+    if all(np.isfinite(values.astype(np.float64)).all() for values in held):
+        return None
+    return f"a scale or shift up to {match.result.name!r} is too large for {kind}"
 
 
 def _affine(graph: Graph, match: Chain) -> tuple[Float64, Float64]:

@@ -199,7 +199,10 @@ def _scale(graph: Graph, match: Product) -> Float64:
         raise NoFold(f"{match.node.op}'s constant {constant.name!r} is not finite")
     if match.node.op == "Div" and not values.all():
         raise NoFold(f"Div's constant {constant.name!r} has a zero")
-    return narrow(fitted(values if match.node.op == "Mul" else 1 / values, data))
+    scale = narrow(fitted(values if match.node.op == "Mul" else 1 / values, data))
+    if values.ndim > scale.ndim:
+        raise NoFold(f"{constant.name!r} has {values.ndim} axes, and {data.name!r} {scale.ndim}")
+    return scale
 
 
 def _is_normalized(graph: Graph, tensor: Tensor) -> bool:
@@ -251,7 +254,7 @@ def _scaled_constant(graph: Graph, tensor: Tensor, scale: Float64, reader: Node)
     storage = onnx.helper.tensor_dtype_to_np_dtype(onnx_type_of(tensor.dtype))
     eps = float(ml_dtypes.finfo(storage).eps)  # type: ignore[no-untyped-call]
     product = values * scale
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         rounded = NewWeight(product, tensor.dtype, "").load().astype(np.float64)
     if not np.linalg.norm(rounded - product) <= eps * np.linalg.norm(product):
         raise NoFold(f"{tensor.name!r} times its scale does not fit {storage}")

@@ -82,6 +82,16 @@ def test_a_kept_aspect_ratio(graph_of, policy):
     assert {axis: matrix.shape for axis, matrix in matrices.items()} == sizes[policy]
 
 
+def test_axes_counted_from_the_end(graph_of):
+    graph = graph_of(
+        """g (float[1,1,6,8] x) => (float[1,1,9,4] y) <int64[2] s = {4, 9}> {
+            y = Resize <mode="linear", axes=[-1, 2]>(x, , , s)
+        }""", 18
+    )  # fmt: skip
+    matrices = matrices_of(graph, graph.nodes[0])
+    assert {axis: matrix.shape for axis, matrix in matrices.items()} == {2: (9, 6), 3: (4, 8)}
+
+
 REFUSED = {
     "a crop": (
         'y = Resize <mode="linear", coordinate_transformation_mode="tf_crop_and_resize">'
@@ -91,6 +101,10 @@ REFUSED = {
     "sizes that are computed": (
         'z = Shape(x) y = Resize <mode="linear">(x, , , z)',
         "'z' is not constant",
+    ),
+    "a length that rounds to itself": (
+        'y = Resize <mode="linear">(x, , slightly)',
+        "axis 2 keeps its 6 samples at a scale of 1.05, where runtimes differ",
     ),
     "nearest with antialias": (
         'y = Resize <mode="nearest", antialias=1>(x, , , s)',
@@ -102,8 +116,9 @@ REFUSED = {
 @pytest.mark.parametrize(("body", "reason"), REFUSED.values(), ids=REFUSED.keys())
 def test_refuses(graph_of, body, reason):
     graph = graph_of(
-        "g (float[1,1,6,8] x) => (float[1,1,9,20] y) "
-        f"<int64[4] s = {{1, 1, 9, 20}}, float[8] r = {{0, 0, 0, 0, 1, 1, 1, 1}}> {{ {body} }}", 18
+        "g (float[1,1,6,8] x) => (y) "
+        f"<int64[4] s = {{1, 1, 9, 20}}, float[8] r = {{0, 0, 0, 0, 1, 1, 1, 1}}, "
+        f"float[4] slightly = {{1, 1, 1.05, 2.5}}> {{ {body} }}", 18
     )  # fmt: skip
     with pytest.raises(NotLinear, match=f"^{reason}$"):
         matrices_of(graph, graph.nodes[-1])

@@ -114,6 +114,10 @@ ACCEPTED = {
         "a = Add(f, k1) b = Mul(a, k3) c = Where(q, b, k0) m = PRelu(c, k4)",
         "float[7] k1, float[3,1,7] k3, float k0 = {2}, float[1,3,5,7] k4, bool[5,7] q",
     ),
+    "a sum that leaves no axis": (
+        "a = ReduceSum <keepdims=0>(f, one) b = Mul(a, k) m = Unsqueeze(b, one)",
+        "int64[1] one = {1}, float[5,7] k",
+    ),
     "normalization": (
         "a = BatchNormalization(f, k, b, u, v) c = InstanceNormalization(a, k, b)"
         " m = LayerNormalization(c, g, h)",
@@ -285,6 +289,30 @@ def test_what_needs_the_flip_is_refused(body, constants, reason):
     assert refusal(text, FOLD) == reason
 
 
+GROUPED = {
+    "convolved in groups": (
+        "y = Conv <group=2>(f, w)",
+        6,
+        "Conv 'Conv_y' needs the flip: the channels, in 2 groups, are mirrored",
+    ),
+    "normalized in groups": (
+        "y = GroupNormalization <num_groups=2>(f, k, b)",
+        4,
+        "GroupNormalization 'GroupNormalization_y' needs the flip: the channels, which it groups, "
+        "are mirrored",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "channels", "reason"), GROUPED.values(), ids=GROUPED.keys())
+def test_channels_in_reverse_order_that_are_grouped(body, channels, reason):
+    text = f"""g (float[1,4,5,4] x) => (float[1,{channels},5,4] y)
+    <int64[4] r = {{3, 2, 1, 0}}, float[6,2,1,1] w, float[4] k, float[4] b> {{
+        f = Gather <axis=1>(x, r) {body}
+    }}"""
+    assert refusal(text, FOLD, opset=21) == reason
+
+
 def test_a_flipped_output_is_refused():
     assert refusal(model("m = Relu(f) z = Neg(m)").replace("y)", "y, float[2,3,5,7] z)"), FOLD) == (
         "nothing flips the output 'z' back"
@@ -303,3 +331,15 @@ def test_a_body_is_refused():
         "bool c = {1}",
     )
     assert refusal(text, FOLD) == "If 'If_m' needs the flip: there is no rule for this op"
+
+
+def test_a_body_between_what_is_mirrored_is_refused():
+    """It reads what has no columns any more; a copy of it would read the old one."""
+    text = model(
+        """h = ReduceMax <axes=[3]>(f)
+           s = If (c) <then_branch = t () => (float[2,3,5,1] p) { p = Abs(h) },
+                       else_branch = e () => (float[2,3,5,1] q) { q = Neg(h) }>
+           m = Mul(f, s)""",
+        "bool c = {1}",
+    )
+    assert refusal(text, FOLD) == "If 'If_s' has a body"

@@ -2,12 +2,23 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import onnx
 import pytest
 
 from compiler.graph import PASS_KEY, REWRITE_KEY, SOURCES_KEY, Graph, Tensor
-from compiler.rewrite import ORIGIN_KEY, PASSES_KEY, Builder, LocalPass, Replacement, apply_pass
+from compiler.rewrite import (
+    MORE,
+    MOST_NAMES,
+    ORIGIN_KEY,
+    PASSES_KEY,
+    Builder,
+    LocalPass,
+    Replacement,
+    apply_pass,
+    few_names,
+)
 from compiler.verify.proof import prove
 
 
@@ -269,6 +280,53 @@ def test_untouched_nodes_keep_their_metadata(graph_of):
     graph.nodes[1].metadata = {"namespace": "encoder"}
     apply_pass(graph, Replace(("c",), twice))
     assert metadata(graph)[1] == {"namespace": "encoder"}
+
+
+def test_a_node_made_of_a_whole_network_names_some_of_it(graph_of):
+    """A few thousand names in each of a few thousand nodes would be larger than the weights."""
+    count = 3 * MOST_NAMES
+    steps = " ".join(f"t{k + 1} = Neg(t{k})" for k in range(count))
+    graph = graph_of(f"g (float[3] t0) => (float[3] y) {{ {steps} y = Relu(t{count}) }}")
+    apply_pass(graph, Replace((f"t{count}",), partial(twice, name="t0")))
+    apply_pass(graph, Replace(("y",), partial(twice, name="t0")))
+    (said,) = metadata(graph)
+    assert len(said[SOURCES_KEY].split()) == 2, "the Add of the first rewrite, and the Relu"
+    first = [f"Neg_t{k + 1}" for k in range(MOST_NAMES)]
+    assert said[ORIGIN_KEY].split() == [*first, MORE]
+
+
+def test_few_names_are_whole():
+    names = [str(k) for k in range(MOST_NAMES + 1)]
+    assert few_names(names[:-1]).split() == names[:-1]
+    assert few_names(names).split() == [*names[:-1], MORE]
+    assert few_names([*names[:2], MORE, "last"]).split() == [*names[:2], "last", MORE]
+
+
+# -- what is in no reach ---------------------------------------------------------------------------
+
+IF = """c = If(k) <then_branch = t () => (float[3] o) { o = Mul(x, two) },
+                  else_branch = e () => (float[3] p) { p = Neg(x) }>"""
+
+
+@dataclass(frozen=True)
+class ReplaceInBody(Replace):
+    """Replaces what the first node of the first node's first body computes."""
+
+    def rewrite(self, graph: Graph, match: Place) -> Replacement:
+        builder, body = Builder(graph, match.place), next(graph.nodes[0].subgraphs())
+        (made,) = self.new(builder, graph.ir.tensors())
+        return Replacement(builder, [(body.nodes[0].outputs[0], made)])
+
+
+def test_what_a_body_computes_is_refused_and_leaves_no_trace(graph_of):
+    graph = graph_of(
+        f"g (float[3] x, bool k) => (float[3] y) <float two = {{2}}> {{ {IF} y = Relu(c) }}"
+    )
+    readers = len(graph.inputs[0].outputs)
+    (refused,) = apply_pass(graph, ReplaceInBody(("o",), twice)).refusals
+    assert refused.reason == "'o' is computed in the body of an If, Loop or Scan: it stays"
+    assert (ops(graph), len(graph.inputs[0].outputs)) == (["If", "Relu"], readers)
+    onnx.checker.check_model(graph.to_model(), full_check=True)
 
 
 # -- the cut ---------------------------------------------------------------------------------------

@@ -153,6 +153,23 @@ def test_a_rewrite_with_an_op_without_float64_is_unverified(model_of, build):
     assert "Hardmax" in stage.report.float64["detail"]
 
 
+# ONNX interpolates an axis whose scale is 1.1, onnxruntime copies one that keeps its length.
+OTHERWISE = """g (float[1,3,8,7] x) => (float[1,3,8,7] y) <float[4] s = {1, 1, 1, 1.1}>
+{ i = Identity(x) r = Resize <mode = "linear"> (i, , s) y = Relu(r) }"""
+
+
+def test_a_source_that_its_runtime_computes_otherwise_verifies_nothing(model_of, build):
+    *_, stage = build(model_of(OTHERWISE, 17), "canonicalize")
+    assert stage.report.float32["status"] == "UNVERIFIED"
+    assert "off its own float64: nothing else would show" in stage.report.float32["detail"]
+
+
+def test_models_that_their_runtime_computes_otherwise_are_compared_in_float64_alone(pair):
+    comparison = compare_models(*pair(text=OTHERWISE))
+    assert (comparison.float64.status, comparison.float32.status) == ("pass", "UNVERIFIED")
+    assert comparison.is_equal
+
+
 def test_a_constant_model_is_unverified(model_of, build):
     model = model_of(
         f"{IMAGE} <float zero = {{0}}> ".replace("> <", ", ")

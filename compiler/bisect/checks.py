@@ -15,8 +15,8 @@ from compiler.bisect.command import MODEL, with_path
 from compiler.bisect.prefixes import Built
 from compiler.errors import UserError
 from compiler.graph import Graph, Node
+from compiler.randomness import RANDOM
 from compiler.rewrite import DeclaredPass, Float64, Function, Signature
-from compiler.verify import RANDOM
 from compiler.verify.kernels.call import UnsupportedInFloat64
 from compiler.verify.proof import REFUSALS, judge
 from compiler.verify.sizes import Sizes

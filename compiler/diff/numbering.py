@@ -12,16 +12,14 @@ import onnx
 
 from compiler.components import meaning
 from compiler.diff.side import Side, meaningful_attributes
+from compiler.randomness import RANDOM
 from compiler.weights import Array, Weight
 
 # So many bytes tell most weights apart, before whole ones are compared.
 _SAMPLED_NBYTES = 1024
 ABSENT = -1
 # Two of these are never one computation, however alike they are.
-_RANDOM = {
-    "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
-    "RandomUniformLike",
-}  # fmt: skip
+_RANDOM = RANDOM | {"Dropout"}
 
 
 class Numbers:

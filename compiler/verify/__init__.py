@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from compiler.errors import UserError, VerificationError
-from compiler.graph import Graph, Node
+from compiler.graph import Graph
+from compiler.randomness import draws
 from compiler.rewrite import (
     ApproximatePass,
     DeclaredPass,
@@ -29,6 +28,7 @@ from compiler.verify.sizes import Sizes, is_static
 from compiler.verify.structure import record_faults, structure_faults
 from compiler.verify.whole import (
     GROSS_ERROR,
+    MOST_NOISE,
     NOISE_MULTIPLE,
     RESIZE_BOUND,
     Float32Model,
@@ -40,14 +40,11 @@ from compiler.verify.whole import (
     least_bound,
     memoized,
     model_inputs,
+    told_noise,
     with_shapes,
 )
 
 _SEVERITY = {"pass": 0, "UNVERIFIED": 1, "fail": 2}
-
-# No two runs of a model with these agree.
-RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
-          "RandomUniformLike"}  # fmt: skip
 
 if TYPE_CHECKING:
     from compiler.building import Stage, Verify
@@ -210,7 +207,7 @@ class Verifier:
     def _compare_float32(self, stage: Stage) -> Proof:
         """Rung 3: as written and as users run it, against the last stage's float32 values."""
         self._progress(f"float32 {stage.report.name.partition(':')[0]}", 0, 1)
-        drawing = sorted({node.op for node in stage.graph.nodes if _draws(stage.graph, node)})
+        drawing = sorted({node.op for node in stage.graph.nodes if draws(stage.graph, node)})
         if drawing:
             return Proof("UNVERIFIED", math.nan, math.nan, f"{drawing[0]} draws random numbers")
         try:
@@ -229,9 +226,8 @@ class Verifier:
             self._float32 = plain
             self._changed_ops = set()
         worst = max(proofs, key=lambda proof: (_SEVERITY[proof.status], proof.error))
-        if worst.status == "pass" and not math.isfinite(self._noise):
-            why = "the source has no float64 evaluation to measure its noise by"
-            return Proof("UNVERIFIED", worst.error, bound, why)
+        if worst.status == "pass" and not self._noise <= MOST_NOISE:
+            return Proof("UNVERIFIED", worst.error, bound, told_noise(self._noise))
         return worst
 
     def _float32_bound(self) -> float:
@@ -282,14 +278,6 @@ class Verifier:
     def _with_progress(self, path: Path, what: str, nodes: int) -> Function:
         graph = Graph.load(path)
         return float64_model(graph, lambda done: self._progress(what, done, nodes))
-
-
-def _draws(graph: Graph, node: Node) -> bool:
-    """Whether what a node computes is random: Dropout is in training, or unless told otherwise."""
-    if node.op != "Dropout":
-        return node.op in RANDOM
-    training = graph.values(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1)
-    return training is None or bool(training.any())
 
 
 def _through(reference: Function, pass_: Pass, before: Signature) -> Function:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,9 @@ NOISE_MULTIPLE = 4.0
 LEAST_ROUNDINGS = 16
 # Where the source has no float64 evaluation its noise is unknown: only what is grossly wrong fails.
 GROSS_ERROR = 0.01
+# Above it the source's float32 says nothing of a rewritten model: its runtime computes something
+# else than ONNX says, or it is chaotic.
+MOST_NOISE = 0.1
 # onnxruntime computes a Resize's sample positions in float32: near 640 they are 2⁻¹⁵ of a pixel
 # off, and so is the value, in steps to the next pixel. A graph that gains a Resize gains this.
 RESIZE_BOUND = 2.0**-15
@@ -189,6 +193,13 @@ def least_bound(graph: Graph) -> float:
 def distance(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
     """The worst centred relative L2 over the outputs."""
     return max(compare(actual[name], expected[name]).centred_l2 for name in expected)
+
+
+def told_noise(noise: float) -> str:
+    """Why nothing is verified by the noise of a source: there is none, or it drowns all else."""
+    if math.isnan(noise):
+        return "the source has no float64 evaluation to measure its noise by"
+    return f"the source's float32 is {noise:.2g} off its own float64: nothing else would show"
 
 
 _ANY = np.dtype(object)  # of a sequence

@@ -1,8 +1,11 @@
 """What exporters leave behind goes, the weights stay as they are, and every piece is proven."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
+from onnx import parser
 
 import passes.canonicalize as module
 from compiler.components import changed_components
@@ -184,7 +187,7 @@ def test_a_wrong_bypass_is_caught(monkeypatch, graph_of):
 def test_a_wrong_simplification_is_caught(monkeypatch, graph_of):
     """onnxsim does not see weights, but it could still wire them wrongly."""
 
-    def swapped(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+    def swapped(model: onnx.ModelProto, **_: object) -> tuple[onnx.ModelProto, bool]:
         node = next(node for node in model.graph.node if node.op_type == "Sub")
         node.input[:] = reversed(node.input)
         return model, True
@@ -225,7 +228,7 @@ def test_a_wrong_fold_is_caught(monkeypatch, graph_of):
 def test_it_runs_until_nothing_is_left(monkeypatch, graph_of):
     """onnxsim sees more in its own result where shapes have become known; here, one node a run."""
 
-    def one_step(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+    def one_step(model: onnx.ModelProto, **_: object) -> tuple[onnx.ModelProto, bool]:
         first, second, *_ = model.graph.node
         if second.op_type == "Abs":
             second.input[0] = first.input[0]
@@ -271,3 +274,34 @@ def test_what_only_a_body_reads_keeps_its_values(graph_of, tmp_path):
     after.save(tmp_path / "model.onnx", WeightsFile(tmp_path / "weights.bin"))
     (w,) = onnx.load(tmp_path / "model.onnx").graph.initializer
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(w), [1, 2, 3, 4])
+
+
+DRAWN = {
+    "normal like": ("a = RandomNormalLike(x) b = RandomNormalLike(x)", 2),
+    "uniform": ("a = RandomUniform<shape=[2,16]>() b = RandomUniform<shape=[2,16]>()", 2),
+    "Bernoulli": ("p = Sigmoid(x) a = Bernoulli(p) b = Bernoulli(p)", 2),
+    "Dropout in training": ("a = Dropout(x, half, yes) b = Dropout(x, half, yes)", 2),
+    "Dropout, perhaps in training": ("a = Dropout(x, half, c) b = Dropout(x, half, c)", 2),
+    "Dropout in inference": ("a, m = Dropout(x, half, no) b, n = Dropout(x, half, no)", 1),
+    "nothing": ("a = Exp(x) b = Exp(x)", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "count"), DRAWN.values(), ids=DRAWN.keys())
+def test_two_draws_are_two_for_all_that(body, count, graph_of):
+    """a / b is not 1 where both are drawn."""
+    text = f"""g (float[2,16] x, bool c) => (y) <float half = {{0.5}}, bool yes = {{1}},
+    bool no = {{0}}> {{ {body} y = Div(a, b) }}"""
+    after = Canonicalize().simplified(graph_of(text, 17))
+    divide = after.nodes[-1]
+    assert divide.op == "Div"
+    assert len({tensor.name for tensor in divide.inputs}) == count
+
+
+def test_two_calls_of_a_function_that_draws_are_two():
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+    g (float[4,5] x) => (float[4,5] y) { a = local.noise(x) b = local.noise(x) y = Sub(a, b) }
+    <domain: "local", opset_import: ["" : 17]>
+    noise (x) => (z) { z = RandomNormalLike(x) }""")
+    after = Canonicalize().simplified(Graph(model, Path()))
+    assert [node.op for node in after.nodes] == ["noise", "noise", "Sub"]

@@ -31,6 +31,7 @@ def text(body: str, out: str = "y") -> str:
         ", ".join(map(str, range(16)))
     }}}, float[4,4] v = {{{", ".join(map(str, range(16)))}}}, float[4,4] u,
         float low = {{-1}}, float least = {{-1}}, float high = {{1}}, float[1] one = {{1}},
+        float ratio = {{0.5}},
         int64 k = {{0}}> {{ {body} }}"""
 
 
@@ -67,6 +68,11 @@ SAME = {
     "a dead branch": ("a = Exp(x) b = Neg(a) y = Tanh(x)", ["Tanh"]),
     "random numbers": ("a = RandomNormalLike(x) b = RandomNormalLike(x) y = Add(a, b)",
                        ["RandomNormalLike", "RandomNormalLike", "Add"]),
+    "Dropout in training": (
+        "a = Dropout(x, ratio, c) b = Dropout(x, ratio, c) y = Add(a, b)",
+        ["Dropout", "Dropout", "Add"]),
+    "Dropout in inference": ("a = Dropout(x, ratio) b = Dropout(x, ratio) y = Add(a, b)",
+                             ["Dropout", "Add"]),
     "nothing": ("a = Exp(x) y = Add(a, z)", ["Exp", "Add"]),
 }  # fmt: skip
 

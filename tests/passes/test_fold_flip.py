@@ -7,7 +7,7 @@ from running import applied, error_in_float32, proofs, refusal
 
 from compiler import mirroring
 from compiler.building import build_stages
-from compiler.graph import Graph
+from compiler.graph import Graph, producer_of
 from compiler.pipeline import parse_pipeline
 from compiler.rewrite import apply_pass
 from compiler.verify.proof import prove
@@ -74,6 +74,33 @@ def test_one_flip_undone_twice_and_one_beside_it(tmp_path):
     result = applied(text, FOLD)
     assert sorted(result.ops) == ["Identity", "Identity", "Mul", "Neg"]
     assert [proof.status for proof in proofs(result, FOLD)] == ["pass"]
+    assert error_in_float32(result, FOLD, tmp_path) < 1e-5
+
+
+DEAD = {
+    "nothing reads the flip": ("f = Gather <axis=3>(x, r) y = Abs(x)", None),
+    "a reader of the flip": (
+        "f = Gather <axis=3>(x, r) b = Abs(f) a = Neg(f) y = Gather <axis=3>(a, r)", "Neg"),
+    "a reader of what is flipped": (
+        "f = Gather <axis=3>(x, r) a = Neg(f) b = Abs(a) y = Gather <axis=3>(a, r)", "Neg"),
+    "a reader that knows left from right": (
+        "f = Gather <axis=3>(x, r) a = Neg(f) b = CumSum(a, three) y = Gather <axis=3>(a, r)",
+        "Neg"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "op"), DEAD.values(), ids=DEAD)
+def test_what_nothing_needs_does_not_count(body, op, tmp_path):
+    """A build with --no-canonicalize still has dead code."""
+    text = f"""g (float[2,3,5,4] x) => (float[2,3,5,4] y) <{REVERSED}, int64 three = {{3}}> {{
+        {body}
+    }}"""
+    result = applied(text, FOLD)
+    assert [proof.status for proof in proofs(result, FOLD)] == ([] if op is None else ["pass"])
+    (y,) = result.graph.outputs
+    last = producer_of(y)
+    assert (last.op, last.inputs[0].name) == (op or "Abs", "x")
+    assert apply_pass(result.graph, FOLD).rewrites == []
     assert error_in_float32(result, FOLD, tmp_path) < 1e-5
 
 

@@ -431,6 +431,20 @@ def test_behind_other_products_nothing_is_looked_for():
     )
 
 
+NO_MATRIX = {
+    "in groups": ("Conv<group=3>(x, w)", "float[3,1,1,1] w = {1, 1, 1}"),
+    "with a bias": ("Conv(x, w, b)", "float[3,3,1,1] w = {1, 0, 0, 0, 1, 0, 0, 0, 1}, float[3] b"),
+}
+
+
+@pytest.mark.parametrize(("conv", "constants"), NO_MATRIX.values(), ids=NO_MATRIX.keys())
+def test_behind_more_than_a_matrix_nothing_is_looked_for(conv, constants):
+    text = model(f"a = {conv} y = Mul(a, k)", f"{constants}, float[3,1,1] k")
+    assert refusal(text, FoldNorm()) == (
+        "nothing to fold: no input goes into arithmetic with a constant"
+    )
+
+
 MUTANTS = {
     "channels in another order": lambda scale, shift: (scale[::-1], shift[::-1]),
     "a forgotten shift": lambda scale, shift: (scale, 0 * shift),
@@ -457,3 +471,27 @@ def test_a_second_run_finds_nothing(into):
     once = applied(text, FoldNorm(into=into))
     again = list(FoldNorm(into=into).match(once.graph))
     assert again == []
+
+
+@pytest.mark.parametrize("into", ["batchnorm", "conv"])
+def test_a_scale_that_its_type_cannot_hold(into):
+    text = model("y = Div(x, tiny)", "float[3,1,1] tiny = {1, 1e-39, 1}")
+    reason = "a scale or shift up to 'y' is too large for float[1×3×6×8]"
+    assert refusal(text, FoldNorm(into)) == reason
+
+
+BODIES = {
+    "all of it": ("", "c = Sub(x, mean) o = Div(c, std)"),
+    "half of it": ("c = Sub(x, mean)", "o = Div(c, std)"),
+}
+
+
+@pytest.mark.parametrize(("outside", "inside"), BODIES.values(), ids=BODIES.keys())
+def test_what_a_body_computes_is_left_alone(outside, inside):
+    text = f"""g (float[1,3,6,8] x, bool k) => (float[1,3,6,8] y) <{MEAN}, {STD}> {{ {outside}
+        y = If(k) <then_branch = t () => (float[1,3,6,8] o) {{ {inside} }},
+                   else_branch = e () => (float[1,3,6,8] p) {{ p = Abs(x) }}>
+    }}"""
+    assert refusal(text, FoldNorm()) == (
+        "'o' is computed in the body of an If, Loop or Scan: it stays"
+    )

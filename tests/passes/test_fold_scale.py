@@ -182,6 +182,44 @@ def refusals_of(text: str, pass_: FoldScale = ALL) -> list[str]:
     return applied(text, pass_).reasons
 
 
+BODIES = {
+    "the reader": ("s = Mul(x, early)", "o = MatMul(s, w)", "o"),
+    "another part": (
+        "a = MatMul(x, wide) p = Slice(a, none, five, last) s = Mul(p, gamma)",
+        "q = Slice(a, five, ten, last) o = Add(q, s)", "q"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("outside", "inside", "inner"), BODIES.values(), ids=BODIES.keys())
+def test_what_a_body_computes_is_left_alone(outside, inside, inner):
+    text = f"""g (float[2,4] x, bool k) => (float[2,5] y) <float[4,5] w, float[4,10] wide,
+        float[4] early, float[5] gamma, int64[1] none = {{0}}, int64[1] five = {{5}},
+        int64[1] ten = {{10}}, int64[1] last = {{1}}, int64[2] shape = {{2, 5}}> {{ {outside}
+        y = If(k) <then_branch = t () => (float[2,5] o) {{ {inside} }},
+                   else_branch = e () => (float[2,5] z) {{ z = ConstantOfShape(shape) }}>
+    }}"""
+    reason = f"{inner!r} is computed in the body of an If, Loop or Scan: it stays"
+    assert refusal(text, ALL) == reason
+
+
+RANKS = {
+    "a number": ("a = MatMul(x, w) y = Mul(a, s)", "float[1,1,1,1] s", "'s' has 4 axes, and 'a' 3"),
+    "channels": ("a = MatMul(x, w) y = Div(a, s)", "float[1,1,1,5] s", "'s' has 4 axes, and 'a' 3"),
+    "forwards": ("a = Mul(x, s) y = MatMul(a, w)", "float[1,1,1,4] s", "'s' has 4 axes, and 'x' 3"),
+}
+
+
+@pytest.mark.parametrize(("body", "constant", "reason"), RANKS.values(), ids=RANKS.keys())
+def test_a_product_of_more_axes_stays(body, constant, reason):
+    assert refusal(tokens(body, f", {constant}", "float[1,2,6,5] y"), ALL) == reason
+
+
+def test_a_bias_of_more_axes_is_scaled(tmp_path):
+    body = "a = MatMul(x, w) c = Add(a, tall) y = Mul(c, gamma)"
+    text = tokens(body, ", float[1,1,1,5] tall", "float[1,2,6,5] y")
+    check(text, ["MatMul", "Add"], tmp_path)
+
+
 # -- attention -------------------------------------------------------------------------------------
 
 
@@ -371,6 +409,15 @@ REFUSALS = {
     "a vector": (
         "a = MatMul(x, vector) c = Mul(a, six) u = Unsqueeze(c, axis) y = Exp(u)",
         "backwards: MatMul 'MatMul_a' multiplies a vector; forwards: Exp 'Exp_y' reads it"),
+    "several channels of a Gather": (
+        "a = MatMul(x, w) g = Gather<axis=2>(a, pair) y = Mul(g, two)",
+        "backwards: Gather 'Gather_g' takes no single index; forwards: 'y' is also an output"),
+    "beside another tensor": (
+        "a = Mul(x, early) r = Relu(x) c = Mul(a, r) y = MatMul(c, w)",
+        "backwards: 'x' is an input; forwards: Mul 'Mul_c' reads it beside another tensor"),
+    "a sum over its channels": (
+        "a = Mul(x, early) r = Relu(x) t = Transpose<perm=[0,2,1]>(r) y = MatMul(a, t)",
+        "backwards: 'x' is an input; forwards: MatMul 'MatMul_y' sums over the channels of the"),
     "one half of a Split": (
         "a = Mul(x, early) s, t = Split<axis=2>(a) c = Add(s, t) y = MatMul(c, narrow)",
         "backwards: 'x' is an input; forwards: Split 'Split_s' takes it apart"),
@@ -379,11 +426,13 @@ FAULTY = (
     ", float[4,5] other, float[6,1] token, float[6,5] both, float[5] hole = {1, 2, 0, 3, 4}, "
     "float[4] holes = {1, 0, 2, 3}, float[3,1,1,1] larger, int64[1] axis = {0}, "
     "int64[3] mixed = {4, 5, 3}, float[3] three, int64[3] back = {2, 6, 5}, float[4] vector, "
-    "float[6] six, int64[1] one = {1}, float[2,5] narrow"
+    "float[6] six, int64[1] one = {1}, float[2,5] narrow, int64[2] pair = {1, 3}, float[2] two"
 )
 OUTPUTS = {
     "a product that is an output": "float[2,6,5] y, float[2,6,5] a",
     "a shifted input, turned": "float[6,2,5] y",
+    "several channels of a Gather": "float[2,6,2] y",
+    "a sum over its channels": "float[2,6,6] y",
     "a vector": "float[1,2,6] y",
     "a constant that makes the tensor larger": "float[1,2,6,5] y",
     "a zero in front of a division": "float[2,6,4] y",

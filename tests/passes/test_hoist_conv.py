@@ -221,3 +221,13 @@ def test_the_costs_are_those_of_the_products(tmp_path):
     after = [35 * 4 * c + 48 * 4 * c for c in (2, 8, 32, 64)]
     assert gains == [int(a < b) for a, b in zip(after, before, strict=True)]
     assert np.sum(gains) == 1
+
+
+def test_it_moves_no_further_than_is_worth_it(tmp_path):
+    """Between a Resize to fewer pixels and one to more there are the fewest."""
+    text = (
+        "g (float[1,4,20,20] x) => (float[1,2,8,8] y) <float[2,4,1,1] w, "
+        "float[4] less = {1, 1, 0.2, 0.2}, float[4] more = {1, 1, 2, 2}> { "
+        'a = Resize<mode="linear">(x, , less) b = Resize<mode="linear">(a, , more) y = Conv(b, w) }'
+    )
+    check(text, ["Resize", "Conv", "Resize"], tmp_path)

@@ -8,6 +8,7 @@ from passes.linear_as_gemm import LinearAsGemm
 
 CONSTANTS = (
     "float[4,6] w, float[6] b, float[1,1,6] deep, float[1] one, float[5,6] table, "
+    "float[6,1] tall, "
     "float[2,4,6] stack, float[1,1,1,6] deeper, float[6] c"
 )
 
@@ -60,6 +61,9 @@ REFUSED = {
     "a bias for each row": (
         "p = MatMul(x, w) y = Add(p, table)", "float[2,5,6] y", "float[2,5,4] x",
         "'table' is float[5×6], not a value a column"),
+    "a number for each of as many rows": (
+        "p = MatMul(x, w) y = Add(p, tall)", "float[2,6,6] y", "float[2,6,4] x",
+        "'tall' is float[6×1], not a value a column"),
     "one number": (
         "p = MatMul(x, w) y = Add(p, one)", "float[2,5,6] y", "float[2,5,4] x",
         "'one' is float[1], not a value a column"),

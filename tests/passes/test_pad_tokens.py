@@ -173,6 +173,26 @@ def test_heads_that_were_split(tmp_path):
     assert error_in_float32(result, PadTokens(), tmp_path) < 1e-6
 
 
+DEAD = {
+    "a reader of the rows": "dead = Relu(o) y = Add(o, x)",
+    "an attention": BLOCK.format(i="_2", x="x", mask="", z="z_2") + "y = Add(o, x)",
+    "an attention behind": BLOCK.format(i="_2", x="o", mask="", z="z_2") + "y = Add(o, x)",
+}
+
+
+@pytest.mark.parametrize("after", DEAD.values(), ids=DEAD)
+def test_what_nothing_needs_does_not_count(after, tmp_path):
+    """A build with --no-canonicalize still has dead code."""
+    result = applied(block(after=after), PadTokens())
+    check(result, PadTokens())
+    assert 8 in rows(result, "Softmax")
+    assert error_in_float32(result, PadTokens(), tmp_path) < 1e-6
+
+
+def test_nothing_needs_any_attention():
+    assert "known number of query tokens" in refusal(block(after="y = Relu(x)"), PadTokens())
+
+
 # -- a depth model, and faults in it ---------------------------------------------------------------
 
 

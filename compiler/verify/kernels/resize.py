@@ -200,9 +200,11 @@ def _upsample(call: Call, inputs: list[Array | None]) -> Sequence[Array]:
 
 
 def _check(call: Call, axes: Sequence[Axis]) -> None:
-    mode = call.attributes["mode"]
+    mode, coordinates = (call.attributes[k] for k in ("mode", "coordinate_transformation_mode"))
     if mode not in ("nearest", "linear", "cubic"):
         raise call.refuse(f"mode={mode}")
+    if coordinates not in COORDINATES:  # tf_half_pixel_for_nn, in opsets 11 and 12
+        raise call.refuse(f"coordinate_transformation_mode={coordinates}")
     if mode == "nearest" and call.attributes["antialias"]:
         raise call.refuse("antialias is not defined for mode=nearest")
     if mode == "nearest" and call.version < 11 and any(axis.scale < 1 for axis in axes):
