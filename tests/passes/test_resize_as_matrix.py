@@ -66,6 +66,16 @@ def model(resize: str = LINEAR, head: str = "float[2,3,6,8] x", constants: str =
             ResizeAsMatrix(), "axis 2 of 'x' is dynamic", id="a dynamic height",
         ),
         pytest.param(
+            model('Resize <mode="linear">(x, , t)', constants="<float[4] t = {1, 1, 2, 1.1}>"),
+            ResizeAsMatrix(), "axis 3 keeps its 8 samples at a scale of 1.1, where runtimes differ",
+            id="a length that rounds to itself",
+        ),
+        pytest.param(
+            model('Resize <mode="linear">(x, , t)', "float[0,3,6,8] x",
+                  "<float[4] t = {1, 1, 2, 2}>"),
+            ResizeAsMatrix(), "'x' is float[0×3×6×8]: it is empty", id="nothing",
+        ),
+        pytest.param(
             "g (float[1,3,6,8] x) => (float[1,3,6,8] y) { y = Abs(x) }", ResizeAsMatrix(),
             "nothing to multiply: no Resize", id="no Resize",
         ),
@@ -129,6 +139,18 @@ def test_is_proven_in_every_mode(form, mode, sizes, coordinates, antialias):
     assert (proof.status, proof.error < 1e-13) == ("pass", True)
 
 
+@pytest.mark.parametrize("policy", ["not_larger", "not_smaller"])
+def test_a_kept_aspect_ratio(policy, tmp_path):
+    text = model(
+        f'Resize <mode="linear", axes=[2, 3], keep_aspect_ratio_policy="{policy}">(x, , , s)',
+        constants="<int64[2] s = {9, 20}>",
+    )
+    result = applied(text, ResizeAsMatrix(), 18)
+    assert (result.ops, result.reasons) == (CONVOLVED, [])
+    assert [proof.status for proof in proofs(result, ResizeAsMatrix())] == ["pass"]
+    assert error_in_float32(result, ResizeAsMatrix(), tmp_path) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("source", "target", "axes"),
     [
@@ -180,6 +202,85 @@ def test_a_map_that_is_read_twice_and_an_output(tmp_path):
     assert error_in_float32(result, ResizeAsMatrix(), tmp_path) < 1e-5
 
 
+TURNED = ["MatMul", "Transpose", "MatMul", "Conv", "Transpose"]
+# Each of these makes less of 3×9×4 = 108 numbers, and treats rows and columns differently.
+PATCHES = [
+    "<float[5,3,3,2] w> { r = %s y = Conv <strides = [3, 2]> (r, w) }",
+    "<float[5,3,3,2] w, float[5] b> { r = %s y = Conv <strides = [3, 2]> (r, w, b) }",
+    "<float[2,3,3,2] w> { r = %s y = Conv <pads = [1, 0, 2, 1], strides = [2, 3]> (r, w) }",
+    "<float[3,1,2,3] w> { r = %s y = Conv <group = 3, dilations = [3, 1]> (r, w) }",
+    '<float[1,3,3,2] w> { r = %s y = Conv <auto_pad = "SAME_UPPER", strides = [2, 1]> (r, w) }',
+    '<float[1,3,3,2] w> { r = %s y = Conv <auto_pad = "SAME_LOWER", strides = [2, 1]> (r, w) }',
+    '<float[1,3,3,2] w> { r = %s y = Conv <auto_pad = "VALID", kernel_shape = [3, 2]> (r, w) }',
+]
+
+
+def patched(body: str, resize: str = LINEAR) -> str:
+    return f"g (float[2,3,6,8] x) => (float[a,b,c,d] y) {SIZES} {body % resize}".replace(
+        "> <", ", "
+    )
+
+
+@pytest.mark.parametrize("form", ["auto", "turned"])
+@pytest.mark.parametrize("body", PATCHES)
+def test_a_convolution_that_makes_less_of_it_takes_it_turned(body, form, tmp_path):
+    pass_ = ResizeAsMatrix(form)
+    result = applied(patched(body), pass_)
+    assert (result.ops, result.reasons) == (TURNED, [])
+    (proof,) = proofs(result, pass_)
+    assert (proof.status, proof.error < 1e-14) == ("pass", True)
+    assert error_in_float32(result, pass_, tmp_path) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ops"),
+    [
+        ("{2, 3, 9, 8}", ["Transpose", "MatMul", "Conv", "Transpose"]),
+        ("{2, 3, 6, 4}", ["MatMul", "Transpose", "Conv", "Transpose"]),
+    ],
+)
+def test_one_axis_is_turned_too(sizes, ops):
+    result = applied(patched(PATCHES[0]).replace("{2, 3, 9, 4}", sizes), ResizeAsMatrix("turned"))
+    assert (result.ops, result.reasons) == (ops, [])
+    assert [proof.status for proof in proofs(result, ResizeAsMatrix())] == ["pass"]
+
+
+def test_two_convolutions_of_one_map_are_turned_when_asked_for(tmp_path):
+    text = patched(
+        "<float[5,3,3,2] w, float[5,3,3,2] v> { r = %s p = Conv <strides = [3, 2]> (r, w) "
+        "q = Conv <strides = [3, 2]> (r, v) y = Mul(p, q) }"
+    )
+    pass_ = ResizeAsMatrix("turned")
+    result = applied(text, pass_)
+    assert result.ops == [*TURNED, "Conv", "Transpose", "Mul"]
+    assert [proof.status for proof in proofs(result, pass_)] == ["pass"]
+    assert error_in_float32(result, pass_, tmp_path) < 1e-5
+    assert applied(text, ResizeAsMatrix()).ops == [*CONVOLVED, "Conv", "Conv", "Mul"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<float[5,3,1,1] w> { r = %s y = Conv(r, w) }",
+        "<float[5,3,3,2] w> { r = %s f = Relu(r) y = Conv <strides = [3, 2]> (f, w) }",
+        "<float[5,3,3,2] w> { r = %s k = Conv(r, w) m = ReduceMax(r) y = Add(k, m) }",
+        "<float[1,3,9,4] z> { r = %s y = Conv(z, r) }",
+    ],
+    ids=["makes more", "is not next", "is not alone", "takes it as a kernel"],
+)  # fmt: skip
+def test_what_other_nodes_read_is_not_turned(body):
+    assert applied(patched(body), ResizeAsMatrix()).ops[:5] == CONVOLVED
+    reason = "'r' is read by more than convolutions that make less of it"
+    assert refusal(patched(body), ResizeAsMatrix("turned")) == reason
+
+
+def test_a_kernel_that_is_computed_is_not_turned():
+    text = f"""g (float[2,3,6,8] x, float[5,3,3,2] w) => (float[a,b,c,d] y) {SIZES} {{
+        r = {LINEAR} y = Conv <strides = [3, 2]> (r, w)
+    }}"""
+    assert applied(text, ResizeAsMatrix()).ops == [*CONVOLVED, "Conv"]
+
+
 def test_a_second_run_finds_nothing():
     graph = applied(model(), ResizeAsMatrix()).graph
     assert list(ResizeAsMatrix().match(graph)) == []
@@ -201,3 +302,24 @@ def test_faults_are_found(fault, form, monkeypatch):
     text = model(head="float[2,3,8,8] x", constants="<int64[4] s = {2, 3, 9, 9}>")
     result = applied(text, ResizeAsMatrix(form))
     assert [proof.status for proof in proofs(result, ResizeAsMatrix(form))] == ["fail"]
+
+
+TURNED_WRONG = {
+    "the kernel stays": ("np.swapaxes", lambda kernel, *_: kernel),
+    "strides and pads stay": ("_exchanged", list),
+    "pads stay": ("SPATIAL", frozenset({"strides"})),
+    "strides stay": ("SPATIAL", frozenset({"pads"})),
+}
+
+
+@pytest.mark.parametrize("fault", TURNED_WRONG.values(), ids=TURNED_WRONG.keys())
+def test_faults_in_a_turned_convolution_are_found(fault, monkeypatch):
+    name, wrong = fault
+    conv = "Conv <pads = [1, 1, 1, 0], strides = [3, 2]> (r, w)"
+    text = patched(f"<float[3,3,3,3] w> {{ r = %s y = {conv} }}")
+    text = text.replace("{2, 3, 9, 4}", "{2, 3, 9, 9}")
+    with monkeypatch.context() as patch:
+        patch.setattr(f"passes.resize_as_matrix.{name}", wrong)
+        result = applied(text, ResizeAsMatrix())
+    assert result.ops == TURNED
+    assert [proof.status for proof in proofs(result, ResizeAsMatrix())] == ["fail"]
