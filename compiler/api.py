@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compiler.building import Stage
+    from compiler.rewrite import Pass
     from compiler.targets.chips import Chip
 
 DEFAULT_MODEL = "dav2-small"
@@ -47,7 +48,8 @@ def build(
         weights: `auto`, `twin:SEED`, a `.pth` file, a Hugging Face id or folder.
         image: the photo for `depth.png`; a sample if None.
         images: a folder of photos that approximate passes are calibrated with (every other one)
-            and judged by (the rest); generated images and a sample if None.
+            and judged by (the rest); generated images and a sample if None. Depth maps beside
+            them are ground truth: `compiler.quantize.truth`.
         emulate: a chip (`iq-9075`) on whose emulated numerics the last stage's loss is measured,
             on `image`, as well; takes minutes, needs the extra `htp`.
         exporter: which PyTorch exporter writes a named model or a module.
@@ -72,17 +74,23 @@ def build(
     from compiler.notebook import BuildRecord
     from compiler.pictures import write_depth_picture
     from compiler.pipeline import parse_pipeline
+    from compiler.quantize.images import Images, approximates
     from compiler.report import write_report
+    from compiler.targets.chips import chip_named, chip_with_estimates
 
-    simulated = None if estimate is None else _chip(estimate)
-    emulated = None if emulate is None else _any_chip(emulate)
+    simulated = None if estimate is None else _chip(estimate, chip_with_estimates)
+    emulated = None if emulate is None else _chip(emulate, chip_named)
     if passes is None:
         passes = DEFAULT_PIPELINE if target is None else ""
     if target is not None:
         _refuse_target(target, chip, canonicalize=canonicalize)
     pipeline = [*parse_pipeline("canonicalize" if canonicalize else ""), *parse_pipeline(passes)]
-    if emulated is not None and not any(p.contract == "approximate" for p in pipeline):
-        raise UserError("--emulate measures what approximate passes lose: there is none here")
+    if not approximates(pipeline):
+        _refuse_without_approximation(images, emulate)
+    elif emulate is not None:
+        _refuse_declared_behind(pipeline)
+    if images is not None:
+        Images(images).photos()  # a folder without any is refused now
     if isinstance(model, str):
         _refuse_inputs(model, inputs)
         source = models.resolve(model, size=size, weights=weights, exporter=exporter, opset=opset)
@@ -102,7 +110,7 @@ def build(
         if target is not None:
             from compiler.tuning.recommending import recommend
 
-            found = recommend(path, passes, target, chip, progress)
+            found = recommend(path, passes, target, chip, beside, images, progress)
             pipeline = parse_pipeline(
                 ",".join(filter(None, ("canonicalize", found.best.effective)))
             )
@@ -149,22 +157,30 @@ def _refuse_target(target: Literal["htp", "cpu"], chip: str | None, *, canonical
         raise UserError("--target measures the canonical model: leave out --no-canonicalize")
 
 
-def _chip(name: str) -> Chip:
-    """The chip to estimate for; a missing wheel is refused now, not after the build."""
-    from compiler.targets.chips import chip_with_estimates
+def _refuse_without_approximation(images: Path | None, emulate: str | None) -> None:
+    if emulate is not None:
+        raise UserError("--emulate measures what approximate passes lose: there is none here")
+    if images is not None:
+        raise UserError("--images is for approximate passes, say quantize: there is none here")
+
+
+def _refuse_declared_behind(pipeline: Sequence[Pass]) -> None:
+    """The result is compared with what comes in front of the first approximate pass."""
+    first = [pass_.contract for pass_ in pipeline].index("approximate")
+    for later in pipeline[first:]:
+        if later.contract == "declared":
+            raise UserError(
+                f"--emulate compares the result with the model before {pipeline[first].name}, and "
+                f"{later.name} changes the function behind it: put {later.name} first"
+            )
+
+
+def _chip(name: str, find: Callable[[str], Chip]) -> Chip:
+    """The chip to estimate or emulate; a missing wheel is refused now, not after the build."""
     from compiler.targets.htp import require_wheel
 
     require_wheel()
-    return chip_with_estimates(name)
-
-
-def _any_chip(name: str) -> Chip:
-    """The chip to emulate; a missing wheel is refused now, not after the build."""
-    from compiler.targets.chips import chip_named
-    from compiler.targets.htp import require_wheel
-
-    require_wheel()
-    return chip_named(name)
+    return find(name)
 
 
 def _emulate(stages: Sequence[Stage], photo: Path, chip: Chip, progress: Progress) -> None:

@@ -73,7 +73,9 @@ def build(
         Path | None,
         typer.Option(
             help="Folder of RGB photos for quantize and float16: every other one calibrates, the "
-            "rest judge the loss.  [default: generated, and a sample]"
+            "rest judge the loss. A depth map beside photo.jpg (photo.npy or a photo.png of 16 "
+            "bits; 0: unknown) is ground truth: both models are aligned with it in scale and "
+            "shift, as in MiDaS.  [default: generated, and a sample]"
         ),
     ] = None,
     exporter: Annotated[
@@ -528,6 +530,9 @@ def tune(
         float | None,
         typer.Option(help="Try approximate passes that lose at most this (AbsRel).  [default: no]"),
     ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="With --max-loss, as in `build`.  [default: generated]")
+    ] = None,
     schedules: Annotated[
         int, typer.Option(help="Schedules of each chip that count: luck averages out.")
     ] = 3,
@@ -557,8 +562,8 @@ def tune(
         record = run_tune(
             Model(model, passes, size, weights), folder,
             judge_of(chip, device, cpu=cpu, schedules=schedules),
-            minutes=minutes, max_loss=max_loss, memory_gb=memory, progress=show,
-            notice=display.notice,
+            minutes=minutes, max_loss=max_loss, images=images, memory_gb=memory,
+            progress=show, notice=display.notice,
         )  # fmt: skip
     if as_json:
         print_json(record)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import approximated
 import onnx
 import pytest
 from bisections import bisected, built
@@ -22,6 +23,7 @@ from compiler.bisect.search import Interval, first_bad
 from compiler.cli import app
 from compiler.errors import UserError
 from compiler.pipeline import parse_pipeline
+from compiler.records import read_record
 from compiler.rewrite import GraphPass
 from compiler.verify.reproducer import replaced
 
@@ -445,12 +447,26 @@ def test_what_is_behind_an_approximate_pass_is_compared_with_what_that_made(tmp_
     paths = {name: tmp_path / f"{name}.onnx" for name in texts}
     stages = paths["source"], paths["coarse"], paths["good"]
     honest_one = parse_pipeline("fold_norm")[0]
-    build = Built(stages, (Coarse(), honest_one), ((), ()), tmp_path)
+    build = Built(stages, (Coarse(), honest_one), ((), ()), tmp_path, ("", ""))
     check = NumericCheck(build)
     said = [check(paths[name], number) for name, number in
             [("source", 0), ("coarse", 0), ("coarse", 1), ("good", 2), ("bad", 2)]]  # fmt: skip
     assert said == ["good", "bad", "good", "good", "bad"]
     assert disproven(build, 1) is None
+
+
+def test_what_is_measured_is_not_said_to_hold(model_of, tmp_path):
+    path = approximated.write(model_of(approximated.TEXT, 17), tmp_path)
+    folder = built(path, "canonicalize,quantize", tmp_path / "b")
+    loss = f"AbsRel {read_record(folder)['stages'][2]['loss']['value']:.2%}"
+    told = []
+    with pytest.raises(UserError, match=rf"good: .* cut but for quantize \({loss}\), which the"):
+        bisect(folder, tmp_path / "s", tmp_path / "out", check=None, told=told.append,
+               progress=lambda *_: None)  # fmt: skip
+    *_, proven, measured = told
+    assert proven.endswith("rewrites hold")
+    assert "hold" not in measured
+    assert measured.endswith(f"nothing to prove; the build measured {loss}")
 
 
 # -- passes of the user's own ----------------------------------------------------------------------

@@ -219,7 +219,22 @@ def _by_proofs(run: Bisection, *, shows: str) -> Culprit:
         if found is not None:
             run.say(f"{run.pass_title(number)}: {found.title} differs")
             return found
-        run.say(f"{run.pass_title(number)}: {len(run.built.rewrites[number - 1])} rewrites hold")
+        run.say(f"{run.pass_title(number)}: {_standing(run.built, number)}")
     whole = "the whole model in float32, and " if shows == "nothing" else ""
-    raise UserError(f"the result is good: {whole}every rewrite at its own cut; for what only a "
-                    "device shows give --check COMMAND")  # fmt: skip
+    raise UserError(f"the result is good: {whole}every rewrite at its own cut{_unproven(run.built)}"
+                    "; for what only a device shows give --check COMMAND")  # fmt: skip
+
+
+def _standing(built: Built, number: int) -> str:
+    """How far the rewrites of a pass that differs nowhere can be trusted."""
+    if built.passes[number - 1].contract == "approximate":
+        loss = built.losses[number - 1]
+        return f"approximate: nothing to prove; the build measured {loss or 'no loss'}"
+    return f"{len(built.rewrites[number - 1])} rewrites hold"
+
+
+def _unproven(built: Built) -> str:
+    """What is measured and not proven, in brackets; nothing if all is proven."""
+    pairs = zip(built.passes, built.losses, strict=True)
+    found = [f"{pass_.name} ({loss})" for pass_, loss in pairs if loss]
+    return f" but for {' and '.join(found)}, which the build measured" if found else ""

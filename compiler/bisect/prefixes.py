@@ -45,6 +45,8 @@ class Built:
     passes: tuple[Pass, ...]
     rewrites: tuple[tuple[RecordedRewrite, ...], ...]
     scratch: Path
+    losses: tuple[str, ...]
+    """What the build measured that each pass loses, `AbsRel 0.40 %`; empty for what is proven."""
 
     @classmethod
     def of(cls, folder: Path, scratch: Path) -> Built:
@@ -53,6 +55,7 @@ class Built:
         try:
             names = [stage["stage"] for stage in record["stages"]]
             passes = _passes_of(record)
+            losses = tuple(_loss_text(stage.get("loss")) for stage in record["stages"][1:])
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"{folder}: its build.json is not of this version") from error
         recorded = read_rewrites(folder)
@@ -62,7 +65,7 @@ class Built:
             raise UserError(f"{missing[0] if missing else folder}: a stage is missing: build it "
                             "again")  # fmt: skip
         rewrites = tuple(tuple(recorded.get(name, ())) for name in names[1:])
-        return cls(tuple(stages), tuple(passes), rewrites, scratch)
+        return cls(tuple(stages), tuple(passes), rewrites, scratch, losses)
 
     def units(self, number: int) -> list[Unit]:
         """The rewrites of pass `number`, from 1, that can be applied one after another.
@@ -111,6 +114,10 @@ class Built:
         path = self.scratch / f"{self.stages[number].stem}_first_{count}.onnx"
         onnx.save(model, path)
         return path
+
+
+def _loss_text(loss: Mapping[str, Any] | None) -> str:
+    return "" if loss is None else f"{loss['measure']} {loss['value']:.2%}"
 
 
 def _passes_of(record: Mapping[str, Any]) -> list[Pass]:

@@ -50,23 +50,29 @@ class Trial:
         is_met = math.isinf(self.max_loss) or loss({}, False) <= self.max_loss
         if is_met and not self.measures_layers:
             return {}, []
-        losses: list[float] | list[None] = [None] * len(self.layers)
-        orders = [list(range(len(losses))), list(reversed(range(len(losses))))]
+        losses: list[float] = []
         if self.measures_layers or self.spares == "worst":
             losses = sensitivities(
                 self.layers, lambda bits: loss(bits, True), FLOAT, evidence.progress
             )
-            orders = [worst_first(losses)] if self.spares == "worst" else orders
         spared: list[int] = []
         if not is_met:
-            runs = [self._spared(order, lambda bits: loss(bits, False)) for order in orders]
+            runs = [self._spared(order, lambda bits: loss(bits, False))
+                    for order in self._orders(losses)]  # fmt: skip
             spared = min(runs, key=lambda run: len(self._sparing(run)))
         table = [
-            Sensitivity(layer.title, len(layer.nodes), losses[i],
+            Sensitivity(layer.title, len(layer.nodes), losses[i] if losses else None,
                         self.spared_bits if i in spared else None)
             for i, layer in enumerate(self.layers)
         ]  # fmt: skip
         return self._sparing(spared), table
+
+    def _orders(self, losses: Sequence[float]) -> list[list[int]]:
+        """The orders that layers may be spared in: the worst first, or from either end."""
+        if self.spares == "worst":
+            return [worst_first(losses)]
+        ends = list(range(len(self.layers)))
+        return [ends, ends[::-1]]
 
     def _spared(self, order: Sequence[int], loss: Callable[[Bits], float]) -> list[int]:
         """As few of the layers, in this order, as it takes to meet the bound."""

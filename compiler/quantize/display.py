@@ -19,6 +19,8 @@ def print_losses(record: Mapping[str, Any]) -> None:
     for stage in record["stages"]:
         if stage["loss"]:
             out.print(_images(stage))
+            if stage["loss"].get("truth"):
+                out.print(_truth(stage))
         if stage["layers"]:
             out.print(_layers(stage))
             out.print(
@@ -42,6 +44,18 @@ def _images(stage: Mapping[str, Any]) -> Table:
     for row in [*loss["images"], {"image": "all (SNR: the least)", **loss}]:
         table.add_row(escape(row["image"]), _percent(row["abs_rel"]), _percent(row["delta1"]),
                       _number(row["rmse"]), _number(row["snr_db"]))  # fmt: skip
+    return table
+
+
+def _truth(stage: Mapping[str, Any]) -> Table:
+    """A row an image, and one for all: how far the model before and this one are from the truth."""
+    truth = stage["loss"]["truth"]
+    title = f"\n{stage['stage']}: ground truth ({truth['aligned_with']} aligned), before → after"
+    table = _table(title, "image", "AbsRel %", "δ1 %", "RMSE")
+    for row in [*truth["images"], {"image": "all", **truth}]:
+        cells = [f"{show(row['before'][name])} → {show(row['after'][name])}" for name, show in
+                 (("abs_rel", _percent), ("delta1", _percent), ("rmse", _number))]  # fmt: skip
+        table.add_row(escape(row["image"]), *cells)
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from compiler.errors import UserError
 from compiler.graph import Graph
 from compiler.pictures import image_size
 from compiler.quantize.evidence import Feeds
-from compiler.rewrite import Signature
+from compiler.quantize.truth import Map, is_depth, truth_beside
+from compiler.rewrite import Pass, Signature
 from compiler.verify.inputs import natural_image
 
 CALIBRATED, JUDGED = 8, 4
@@ -24,11 +25,17 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _SEED = {"calibration": 1000, "judging": 2000}
 
 
+def approximates(passes: Sequence[Pass]) -> bool:
+    """Whether any of the passes is calibrated with images, and judged by them."""
+    return any(pass_.contract == "approximate" for pass_ in passes)
+
+
 @dataclass(frozen=True)
 class Images:
     """A folder of photos, or None for generated images of the same spectrum.
 
     Of a folder every other photo is for calibration, in the order of names, and the rest judges.
+    Depth maps beside them are ground truth (`compiler.quantize.truth`).
     """
 
     folder: Path | None = None
@@ -41,12 +48,20 @@ class Images:
         """The same, of images that the model is not calibrated with."""
         return self._feeds(graph, "judging")
 
+    def truth(self) -> dict[str, Map]:
+        """The depth H×W beside the photos that judge, by their names, where there is any."""
+        if self.folder is None:
+            return {}
+        found = {photo.name: truth_beside(photo) for photo in self._mine("judging")}
+        return {name: depth for name, depth in found.items() if depth is not None}
+
     def photos(self) -> list[Path]:
         """The folder's photos. UserError if there are fewer than two."""
         assert self.folder is not None
         if not self.folder.is_dir():
             raise UserError(f"--images {self.folder}: no such folder")
-        found = sorted(p for p in self.folder.iterdir() if p.suffix.lower() in _SUFFIXES)
+        files = sorted(p for p in self.folder.iterdir() if p.suffix.lower() in _SUFFIXES)
+        found = [path for path in files if not is_depth(path)]
         if len(found) < 2:
             raise UserError(
                 f"--images {self.folder}: {len(found) or 'no'} photo{'' if found else 's'} "
@@ -55,14 +70,17 @@ class Images:
             )
         return found
 
+    def _mine(self, purpose: str) -> list[Path]:
+        if purpose == "calibration":
+            return self.photos()[::2][:MOST_CALIBRATED]
+        return self.photos()[1::2][:MOST_JUDGED]
+
     def _feeds(self, graph: Graph, purpose: str) -> dict[str, Feeds]:
         name, shape, dtype = _image_input(graph)
         height, width = shape[2:]
         if self.folder is not None:
-            photos = self.photos()
-            mine = photos[::2][:MOST_CALIBRATED] if purpose == "calibration" else photos[1::2]
             return {p.name: {name: models.load_image(p, height, width).astype(dtype)}
-                    for p in mine[: None if purpose == "calibration" else MOST_JUDGED]}  # fmt: skip
+                    for p in self._mine(purpose)}  # fmt: skip
         count = CALIBRATED if purpose == "calibration" else JUDGED - 1
         seeds = range(_SEED[purpose], _SEED[purpose] + count)
         feeds = {f"generated {seed}": natural_image(shape, seed).astype(dtype) for seed in seeds}

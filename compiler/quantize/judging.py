@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from compiler.errors import VerificationError
+from compiler.errors import UserError, VerificationError
+from compiler.pictures import is_map
 from compiler.progress import Progress
-from compiler.quantize.evidence import Evidence, Feeds, in_memory, told
+from compiler.quantize.evidence import Evidence, Feeds, in_memory, rounding, told
 from compiler.quantize.images import Images
-from compiler.quantize.loss import Runner, loss_of, worst_image
+from compiler.quantize.loss import Loss, Runner, image_loss, loss_of, worst_image
+from compiler.quantize.truth import Map, against_truth, text
+from compiler.region import TensorType
 from compiler.rewrite import ApproximatePass
 from compiler.verify.whole import Float32Model
 
@@ -39,6 +45,9 @@ class Judge:
         self._progress = progress
         # Now: what can't be judged is refused before it is made.
         self._judging = images.judging(before.graph)
+        self._truth = images.truth()
+        if self._truth and not is_map(TensorType.of(before.graph.outputs[0])):
+            raise UserError("there is depth beside the photos, and the model makes no depth map")
 
     def evidence(self) -> Evidence:
         """What the pass gets."""
@@ -49,14 +58,30 @@ class Judge:
         """Writes the loss into a stage's report. Raises VerificationError if it is too much."""
         bound = self._pass.max_loss
         self._progress(f"judging {self._pass.name}", 0, 1)
-        loss = loss_of(Float32Model(after.path), self._expected)
+        with _rounded(after.path) as run:
+            made = {name: run(feeds) for name, feeds in self._judging.items()}
+        loss = Loss(tuple(image_loss(name, made[name], wanted)
+                          for name, (_, wanted) in self._expected.items()))  # fmt: skip
         after.report.loss = loss.record() | {"max_loss": bound}
         after.report.notes.append(f"{self._pass.name} is approximate: {loss.text()}")
-        if not loss.value <= bound:
+        if not math.isfinite(loss.value):
+            raise VerificationError(
+                f"{after.report.stage} makes values that are no numbers, or too large for its "
+                f"types, on {worst_image(loss)}"
+            )
+        if loss.value > bound:
             raise VerificationError(
                 f"{after.report.stage} loses {loss.measure} {loss.value:.3g}, more than "
                 f"max_loss={bound:g} ({loss.text()}; most on {worst_image(loss)})"
             )
+        if self._truth:
+            found = self._against_truth(made)
+            after.report.loss |= {"truth": found}
+            after.report.notes.append(f"{self._pass.name} {text(found)}")
+
+    def _against_truth(self, made: Mapping[str, Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
+        before = {name: wanted for name, (_, wanted) in self._expected.items()}
+        return against_truth(self._truth, _maps(before), _maps(made))
 
     def _quick_or_whole(self, model: onnx.ModelProto, quick: bool) -> float:
         judged = dict(islice(self._expected.items(), QUICK if quick else None))
@@ -67,6 +92,24 @@ class Judge:
     def _expected(self) -> Mapping[str, tuple[Feeds, Mapping[str, NDArray[Any]]]]:
         reference = Float32Model(self._before)
         return {name: (feeds, reference(feeds)) for name, feeds in self._judging.items()}
+
+
+def _maps(outputs: Mapping[str, Mapping[str, NDArray[Any]]]) -> dict[str, Map]:
+    """The first output of each image, H×W."""
+    firsts = {name: np.asarray(next(iter(all_.values()))) for name, all_ in outputs.items()}
+    return {name: values.reshape(values.shape[-2:]) for name, values in firsts.items()}
+
+
+@contextmanager
+def _rounded(path: Path) -> Iterator[Runner]:
+    """A stage as a function, as it is written: float16 is rounded."""
+    model = onnx.load(path, load_external_data=False)
+    beside = path.with_name(f".{path.name}.rounding")  # where its weights are
+    try:
+        beside.write_bytes(rounding(model).SerializeToString())
+        yield Float32Model(beside)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _run(model: onnx.ModelProto) -> Runner:

@@ -127,8 +127,16 @@ def image_loss(
 
 
 def map_loss(actual: NDArray[Any], expected: NDArray[Any]) -> tuple[float, float, float]:
-    """AbsRel, δ1 and RMSE of a map against another one."""
+    """AbsRel, δ1 and RMSE of a map against another one: infinite where that alone is finite.
+
+    Pixels where the other one is not finite have no say; nan if it has none that is.
+    """
     d, wanted = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    d, wanted = d[np.isfinite(wanted)], wanted[np.isfinite(wanted)]
+    if not wanted.size:
+        return math.nan, math.nan, math.nan
+    if not np.isfinite(d).all():
+        return math.inf, 0.0, math.inf
     floor = max(FLOOR * float(np.ptp(wanted)), float(np.finfo(np.float32).tiny))
     difference = np.abs(d - wanted)
     ratio = np.maximum(d, floor) / np.maximum(wanted, floor)

@@ -8,7 +8,6 @@ always belongs to the model beside it.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,6 +18,8 @@ from typing import Any
 
 from compiler.building import MODEL_NAME, WEIGHTS_NAME, sha256, write_whole
 from compiler.errors import UserError
+from compiler.fingerprint import code_of
+from compiler.pipeline import parse_pipeline
 from compiler.records import json_text, read_record
 from compiler.sweep.grid import Variant
 
@@ -33,7 +34,8 @@ def fingerprint(variant: Variant) -> str:
     del description["label"], description["published_ms"]
     files = [*_files(Path(variant.model)), *_files(Path(variant.weights))]
     description["files"] = [_digest(path) for path in files]
-    description["passes' sources"] = [_digest(path) for path in _sources(variant.passes)]
+    first = "canonicalize," if variant.canonicalize else ""
+    description["code"] = code_of(parse_pipeline(first + variant.passes))
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
@@ -86,13 +88,6 @@ def _external(path: Path) -> Iterator[Path]:
     for tensor in read_model(path).graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             yield external_source(tensor, path.parent)[0]
-
-
-def _sources(passes: str) -> Iterator[Path]:
-    from compiler.pipeline import parse_pipeline
-
-    for pass_ in parse_pipeline(passes):
-        yield Path(inspect.getfile(type(pass_)))
 
 
 def _digest(path: Path) -> str:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A latency somewhere, beside the stock model's in the same place, in ms."""
+    """A latency somewhere, beside the stock model's in the same place, in ms.
+
+    `missing_ops` of the stock model have no cost in the simulation: its latency is at least that.
+    """
 
     where: str
     ms: float
     stock_ms: float
+    missing_ops: int = 0
 
     @property
     def ratio(self) -> float:
@@ -46,12 +50,6 @@ class Figures:
         if not self.measurements:
             return math.inf
         return statistics.geometric_mean(m.ratio for m in self.measurements)
-
-    @property
-    def spread(self) -> float:
-        """The largest ratio less the smallest."""
-        ratios = [m.ratio for m in self.measurements]
-        return max(ratios, default=0.0) - min(ratios, default=0.0)
 
     @property
     def ms(self) -> float:
@@ -87,8 +85,3 @@ def pareto(candidates: Iterable[Figures]) -> list[Figures]:
 def _class(figures: Figures) -> float:
     """Exact candidates deviate by the rounding of float32 alone: none is better than another."""
     return 0.0 if figures.loss is None else figures.loss
-
-
-def fastest(candidates: Sequence[Figures]) -> Figures:
-    """The best score; among equals the shortest pipeline."""
-    return min(candidates, key=lambda c: (c.score, len(c.effective)))

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from compiler.errors import UserError
 from compiler.progress import Progress, nothing
 from compiler.tuning.figures import Figures
 from compiler.tuning.judges import Judge
@@ -24,9 +25,10 @@ _NEVER = float("inf")
 class Measuring:
     """Measures pipelines on `source`, the canonical model, beside the build `stock` of it.
 
-    `verify` is how each candidate is verified before it is judged: `final` or `none`. `budget` is
-    the memory for all workers, in bytes; `deadline` in seconds of the monotonic clock. `changed` is
-    told after every candidate; workers keep the file descriptors `locks` open.
+    `verify` is how each candidate is verified before it is judged: `final` or `none`. `images` are
+    for approximate passes, as `compiler.build` takes them. `budget` is the memory for all workers,
+    in bytes; `deadline` in seconds of the monotonic clock. `changed` is told after every candidate;
+    workers keep the file descriptors `locks` open.
     """
 
     source: Path
@@ -34,6 +36,7 @@ class Measuring:
     judge: Judge
     budget: int
     verify: Literal["final", "none"] = "final"
+    images: Path | None = None
     deadline: float = _NEVER
     locks: Sequence[int] = ()
     progress: Progress = nothing
@@ -48,7 +51,8 @@ class Measuring:
     def measure(self, candidates: Sequence[Candidate]) -> list[Figures]:
         """The figures of candidates, in their order; the stock model has to be the first ever.
 
-        What isn't known when the time is spent has figures without measurements.
+        What isn't known when the time is spent has figures without measurements. Raises UserError
+        where the disk is full.
         """
         texts = [",".join(candidate) for candidate in candidates]
         new = list(dict.fromkeys(text for text in texts if text not in self.known))
@@ -58,7 +62,8 @@ class Measuring:
             chunk = new[: at_once if self.known else 1]
             self._run(chunk)
             new = new[len(chunk) :]
-        return [self.known.get(text, Figures(text, error="no time left")) for text in texts]
+        late = "no time left: give more --minutes"
+        return [self.known.get(text, Figures(text, error=late)) for text in texts]
 
     def _run(self, pipelines: Sequence[str]) -> None:
         tasks = [Task(text or STOCK, _KIND, self._job(text)) for text in pipelines]
@@ -73,12 +78,15 @@ class Measuring:
         return {
             "does": "candidate", "source": str(self.source), "stock": str(self.stock),
             "pipeline": pipeline, "verify": self.verify, "judge": asdict(self.judge),
+            "images": self.images and str(self.images),
             "known": {m.where: m.stock_ms for figures in measured for m in figures.measurements},
             "measured": [figures.effective for figures in measured],
         }  # fmt: skip
 
     def _keep(self, task: Task, outcome: Outcome) -> None:
         pipeline = task.job["pipeline"]
+        if outcome.is_disk_full:  # it would be the same for every other candidate
+            raise UserError(f"{outcome.error}; free it or choose -o")
         if outcome.error:
             figures = Figures(pipeline, error=outcome.error)
         else:

@@ -1,13 +1,14 @@
 """The pipeline for a target, measured on the model itself: `build --target htp --chip iq-9075`.
 
-All recommended passes are measured together and with each left out; one that costs is left out. The
-result is the fastest of what was measured, so that it is never slower than the stock model.
+All recommended passes are measured together and with each left out; one that costs is left out. If
+they can't be measured together, what can with one left out takes their place. The result is the
+fastest of what was measured, so that it is never slower than the stock model.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +22,11 @@ from compiler.tuning.figures import Figures
 from compiler.tuning.judges import Judge
 from compiler.tuning.measuring import STOCK, Measuring
 from compiler.tuning.search import LEAST_GAIN
-from compiler.tuning.space import Candidate, Space, name_of
+from compiler.tuning.space import Candidate, Space
 from compiler.workers.tasks import memory_budget
 
 Target = Literal["htp", "cpu"]
+IDLE = "finds nothing to do"
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class Recommendation:
 
 
 def recommend(
-    source: Path, passes: str, target: Target, chip: str | None, progress: Progress = nothing
-) -> Recommendation:
+    source: Path, passes: str, target: Target, chip: str | None, scratch: Path,
+    images: Path | None = None, progress: Progress = nothing,
+) -> Recommendation:  # fmt: skip
     """The fastest of the recommended pipelines for a model file, measured without verification.
 
     Args:
@@ -56,25 +59,30 @@ def recommend(
         passes: what every pipeline has: a resize, a flip average.
         target: `htp`, simulated for `chip`, or `cpu`, timed on this machine.
         chip: a chip without a simulation is judged by those that have one.
+        scratch: an existing folder for the time being, on a disk that holds some builds.
+        images: for approximate passes, as `compiler.build` takes them.
+        progress: told (what, done, total).
 
     Raises UserError where nothing can be measured, or the stock model can't be.
     """
     judge = judge_for(target, chip)
     base = tuple(pipeline_text([pass_]) for pass_ in parse_pipeline(passes))
     space = Space.around(base)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
         stock = Path(folder) / STOCK
         stock.mkdir()
         stages = build_stages(
             source, parse_pipeline(",".join(["canonicalize", *base])), stock, allow_noop=True,
-            verify="none", failures=stock,
+            verify="none", failures=stock, images=images,
         )  # fmt: skip
         bench = Measuring(
-            stages[1].path, stock, judge, memory_budget(None), verify="none", progress=progress
-        )
-        best = _fastest(bench, space)
+            stages[1].path, stock, judge, memory_budget(None), verify="none", images=images,
+            progress=progress,
+        )  # fmt: skip
+        best, together = _fastest(bench, space)
     measured = list(bench.known.values())
-    return Recommendation(target, chip, best, measured, _reasons(space, bench, judge, best))
+    reasons = _reasons(space, judge, measured, best, together)
+    return Recommendation(target, chip, best, measured, reasons)
 
 
 def judge_for(target: Target, chip: str | None) -> Judge:
@@ -90,43 +98,80 @@ def judge_for(target: Target, chip: str | None) -> Judge:
     return judge
 
 
-def _fastest(bench: Measuring, space: Space) -> Figures:
+@dataclass(frozen=True)
+class _Together:
+    """Passes measured together, and with each of those left out that does something."""
+
+    passes: Candidate
+    figures: Figures
+    without: Mapping[str, Figures]
+
+    @property
+    def costly(self) -> list[str]:
+        """The passes that cost, the worst first; where all can't be measured, what prevents it."""
+        bound = self.figures.score * (1 - LEAST_GAIN)
+        found = [text for text, left in self.without.items() if left.score < bound]
+        return sorted(found, key=lambda text: self.without[text].score)
+
+
+def _fastest(bench: Measuring, space: Space) -> tuple[Figures, _Together]:
     """The best of stock, all recommended passes, each left out, and all left out that cost."""
     (stock,) = bench.measure([space.base])
     if stock.error:
         raise UserError(f"the model as it is can't be measured: {stock.error}")
-    everything = space.recommended()
-    (whole,) = bench.measure([everything])
-    without = {text: _without(everything, [text]) for text in everything if text not in space.base}
-    figures = dict(zip(without, bench.measure(list(without.values())), strict=True))
-    costly = [text for text, left in figures.items() if left.score < whole.score * (1 - LEAST_GAIN)]
-    found = [stock, whole, *figures.values(), *bench.measure([_without(everything, costly)])]
-    return min((f for f in found if not f.error), key=lambda f: (f.score, len(f.effective)))
+    together = _measured_together(bench, space, space.recommended())
+    while together.figures.error and together.costly:
+        passes = _without(together.passes, together.costly[:1])
+        together = _measured_together(bench, space, passes)
+    rest = bench.measure([_without(together.passes, together.costly)])
+    found = [stock, together.figures, *together.without.values(), *rest]
+    best = min((f for f in found if not f.error), key=lambda f: (f.score, len(f.effective)))
+    return best, together
+
+
+def _measured_together(bench: Measuring, space: Space, passes: Candidate) -> _Together:
+    (figures,) = bench.measure([passes])
+    working = [
+        text for text in passes
+        if text not in space.base and (figures.error or text in figures.effective.split(","))
+    ]  # fmt: skip
+    left = bench.measure([_without(passes, [text]) for text in working])
+    return _Together(passes, figures, dict(zip(working, left, strict=True)))
 
 
 def _without(candidate: Candidate, texts: Sequence[str]) -> Candidate:
     return tuple(text for text in candidate if text not in texts)
 
 
-def _reasons(space: Space, bench: Measuring, judge: Judge, best: Figures) -> list[str]:
+def _reasons(
+    space: Space, judge: Judge, measured: Sequence[Figures], best: Figures, together: _Together
+) -> list[str]:
     """A line for each recommended pass: what it is worth, why it is left out."""
     everything = space.recommended()
-    whole = bench.known[",".join(everything)]
-    where = " and ".join(judge.places)
-    lines = [f"measured on {where}; stock is 100 %, all recommended passes {whole.score:.1%}"]
-    kept = {name_of(text) for text in best.effective.split(",")}
+    whole = next(f for f in measured if f.pipeline == ",".join(everything))
+    where, kept = " and ".join(judge.places), best.effective.split(",")
+    lines = [f"measured on {where}; stock is {_stock_share(measured[0])}, all recommended passes "
+             f"{_share(whole)}"]  # fmt: skip
     for text in everything:
-        if text in space.base:
-            continue
-        left = bench.known[",".join(_without(everything, [text]))]
-        lines.append(f"{text}: {_verdict(name_of(text) in kept, whole, left, text)}")
+        if text not in space.base:
+            built = [f for f in measured if not f.error and text in f.pipeline.split(",")]
+            is_idle = bool(built) and all(text not in f.effective.split(",") for f in built)
+            lines.append(f"{text}: {IDLE if is_idle else _verdict(text, kept, together)}")
     return lines
 
 
-def _verdict(is_kept: bool, whole: Figures, left: Figures, text: str) -> str:
-    if whole.error:
-        return f"not taken: {whole.error}"
-    if text not in whole.effective.split(","):
-        return "finds nothing to do"
-    change = f"without it {left.score:.1%}"
-    return f"taken, {change}" if is_kept else f"left out, {change}"
+def _verdict(text: str, kept: Sequence[str], together: _Together) -> str:
+    taken = "taken" if text in kept else "left out"
+    if text not in together.without:
+        return f"{taken}: what has it can't be measured"
+    return f"{taken}, without it {_share(together.without[text])}"
+
+
+def _stock_share(stock: Figures) -> str:
+    missing = max((m.missing_ops for m in stock.measurements), default=0)
+    return f"100 % or more ({missing} of its ops have no cost)" if missing else "100 %"
+
+
+def _share(figures: Figures) -> str:
+    """The latency as a part of the stock model's, or why there is none."""
+    return f"no build: {figures.error}" if figures.error else f"{figures.score:.1%}"

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import compiler
-import passes
 from compiler.building import WEIGHTS_NAME, sha256, write_whole, writing
 from compiler.errors import UserError
+from compiler.fingerprint import code_of
 from compiler.pipeline import parse_pipeline, pipeline_text
 from compiler.progress import Progress, nothing
+from compiler.quantize.images import Images, approximates
 from compiler.records import finite, json_text, read_record
+from compiler.rewrite import Pass
+from compiler.tuning.candidate import SCRATCH
 from compiler.tuning.figures import Figures, pareto
 from compiler.tuning.judges import Judge
 from compiler.tuning.measuring import STOCK, Measuring
 from compiler.tuning.search import search
-from compiler.tuning.space import Slot, Space
+from compiler.tuning.space import Space
 from compiler.workers.locking import one_at_a_time
 from compiler.workers.tasks import memory_budget
 
@@ -42,8 +46,8 @@ class Model:
 
 def tune(
     model: Model, folder: Path, judge: Judge, *, minutes: float = 30.0,
-    max_loss: float | None = None, memory_gb: float | None = None, progress: Progress = nothing,
-    notice: Callable[[str], None] = lambda _text: None,
+    max_loss: float | None = None, images: Path | None = None, memory_gb: float | None = None,
+    progress: Progress = nothing, notice: Callable[[str], None] = lambda _text: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Searches pipelines for the fastest that keeps the numbers; returns what tune.json holds.
 
@@ -54,6 +58,7 @@ def tune(
         judge: where latency is measured.
         minutes: no candidate is begun after that; the best one is still built, fully verified.
         max_loss: approximate passes may lose that much (AbsRel against float32); none without.
+        images: for approximate passes, as `compiler.build` takes them.
         memory_gb: what candidates in parallel may take together.
         progress: told (what, done, total).
         notice: told one-line messages about licences and weights.
@@ -61,30 +66,56 @@ def tune(
     Raises:
         UserError: bad input; another tuning in the folder; a stock model that can't be judged.
     """
-    judge.check()
+    deadline = time.monotonic() + 60 * minutes
+    base = parse_pipeline(model.passes)
+    _refuse(judge, minutes, max_loss)
+    _refuse_images(images, base, max_loss)
     budget = memory_budget(memory_gb)
-    if minutes <= 0:
-        raise UserError(f"--minutes {minutes:g}: give the time that the search may take, say 30")
-    base = tuple(pipeline_text([pass_]) for pass_ in parse_pipeline(model.passes))
-    space = Space.around(base, _approximations(max_loss))
+    space = Space.around([pipeline_text([pass_]) for pass_ in base], max_loss)
+    of_base = images if approximates(base) else None
     with writing(folder), one_at_a_time(folder, "tune") as lock:
+        for left in folder.glob(f"{SCRATCH}*"):  # by workers that were killed
+            shutil.rmtree(left, ignore_errors=True)
         compiler.build(
             model.name, model.passes, output=folder / STOCK, size=model.size,
-            weights=model.weights, allow_noop=True, progress=progress, notice=notice,
+            weights=model.weights, images=of_base, allow_noop=True, progress=progress,
+            notice=notice,
         )  # fmt: skip
-        record = _Record(folder, judge)
+        record = _Record(folder, judge, space, images)
         bench = Measuring(
-            record.source, folder / STOCK, judge, budget, deadline=time.monotonic() + 60 * minutes,
+            record.source, folder / STOCK, judge, budget, images=images, deadline=deadline,
             locks=[lock], progress=progress, changed=record.write, known=record.candidates,
         )  # fmt: skip
-        best = search(space, bench.measure, is_over=bench.is_over, max_loss=max_loss or 0)
+        best = search(
+            space, bench.measure, is_over=bench.is_over,
+            max_loss=math.inf if max_loss is None else max_loss,
+        )  # fmt: skip
+        is_complete = not bench.is_over()
         if best is None:
-            raise UserError(f"{model.name}: {bench.measure([base])[0].error}")
+            raise UserError(f"{model.name}: {bench.measure([space.base])[0].error}")
         compiler.build(
             str(record.source), best.effective, output=folder / BEST, canonicalize=False,
-            progress=progress,
+            images=images if best.loss is not None else None, progress=progress,
         )  # fmt: skip
-        return record.finish(model, best, is_complete=not bench.is_over())
+        return record.finish(model, best, is_complete=is_complete)
+
+
+def _refuse(judge: Judge, minutes: float, max_loss: float | None) -> None:
+    """Refuses, before any work, what can't be searched for."""
+    if not minutes > 0:
+        raise UserError(f"--minutes {minutes:g}: give the time that the search may take, say 30")
+    if max_loss is not None and not 0 < max_loss < 1:
+        raise UserError(f"--max-loss {max_loss:g}: give a part of the depth, say 0.02")
+    judge.check()
+
+
+def _refuse_images(images: Path | None, base: Sequence[Pass], max_loss: float | None) -> None:
+    """Refuses a folder without photos, and one that nothing is calibrated with."""
+    if images is None:
+        return
+    if max_loss is None and not approximates(base):
+        raise UserError("--images is for approximate passes: give --max-loss, too")
+    Images(images).photos()
 
 
 def folder_for(model: str) -> Path:
@@ -92,20 +123,14 @@ def folder_for(model: str) -> Path:
     return Path("tune") / Path(model).stem.replace(":", "_").replace("/", "_")
 
 
-def _approximations(max_loss: float | None) -> list[Slot]:
-    """What may be tried where numbers may move: precisions."""
-    if max_loss is None:
-        return []
-    if not 0 < max_loss < 1:
-        raise UserError(f"--max-loss {max_loss:g}: give a part of the depth, say 0.02")
-    integers = tuple(f"quantize:activations={bits}:max_loss={max_loss:g}" for bits in (16, 8))
-    return [Slot(("linear_as_gemm",)), Slot(integers)]
-
-
 class _Record:
-    """tune.json: what is known of the candidates, as far as it is of this model and judge."""
+    """tune.json: what is known of the candidates, as far as it is of the same question.
 
-    def __init__(self, folder: Path, judge: Judge) -> None:
+    That is the model, the passes that the user gave, the code of all that may be tried, the
+    images, and the judge.
+    """
+
+    def __init__(self, folder: Path, judge: Judge, space: Space, images: Path | None) -> None:
         self.folder = folder
         stages = read_record(folder / STOCK)["stages"]
         self.source = folder / STOCK / f"{stages[1]['stage']}.onnx"
@@ -115,18 +140,20 @@ class _Record:
             "weights": sha256(folder / STOCK / WEIGHTS_NAME),
             "judge": {**asdict(judge), "chips": list(judge.chips)},
             "versions": {name: _version(name) for name in ("onnxruntime", "onnxruntime-qnn")},
-            "passes": _digest_of_passes(),
+            "passes": list(space.base),
+            "code": code_of(parse_pipeline(",".join(space.texts()))),
+            "images": images and [sha256(path) for path in Images(images).photos()],
         }
         self.candidates = self._recalled()
 
     def _recalled(self) -> dict[str, Figures]:
         try:
             record = json.loads((self.folder / RECORD_NAME).read_text("utf-8"))
-        except (OSError, ValueError):
+            found = [Figures.of(candidate) for candidate in record["candidates"]]
+        except (OSError, ValueError, KeyError, TypeError):  # there is none, or of another version
             return {}
-        if record.get("key") != self.key:
-            return {}
-        return {c["pipeline"]: Figures.of(c) for c in record["candidates"] if c["measurements"]}
+        same = record.get("key") == self.key
+        return {f.pipeline: f for f in found if f.measurements} if same else {}
 
     def write(self, **more: Any) -> dict[str, Any]:
         """Writes tune.json, whole."""
@@ -145,12 +172,6 @@ class _Record:
             asked=asdict(model), best=best.record(), finished=is_complete,
             pareto=[figures.effective for figures in pareto(found)],
         )  # fmt: skip
-
-
-def _digest_of_passes() -> str:
-    """A hash of the sources of all passes: a changed pass makes other models."""
-    files = sorted(Path(passes.__path__[0]).glob("*.py"))
-    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
 
 
 def _version(name: str) -> str | None:

@@ -6,6 +6,7 @@ a minute: coordinate descent finds in two or three rounds what a grid would in h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from compiler.tuning.figures import Figures
@@ -18,7 +19,7 @@ Measure = Callable[[Sequence[Candidate]], Sequence[Figures]]
 
 
 def search(
-    space: Space, measure: Measure, *, is_over: Callable[[], bool], max_loss: float = 0.0
+    space: Space, measure: Measure, *, is_over: Callable[[], bool], max_loss: float = math.inf
 ) -> Figures | None:
     """What is known of the best candidate found; None if none could be measured.
 
@@ -26,7 +27,7 @@ def search(
         space: what may be tried.
         measure: gives the figures of candidates, in their order; known ones at no cost.
         is_over: whether the time is spent; asked between batches.
-        max_loss: what a candidate may lose; more is not taken.
+        max_loss: what a candidate may lose; more is not taken. (A pass has a bound of its own.)
 
     The stock pipeline and the recommended one come first, then every slot's alternatives at the
     best so far, round by round until a round gains nothing, then the order of its passes.

@@ -25,23 +25,30 @@ class Slot:
         return name_of(self.choices[0])
 
 
+FORMS = ("matmul", "conv", "turned")
 # Each pays on some chip and size (dedupe: where others leave equal nodes); in the best order found.
+# split_queries paid nowhere: tiles of 352 and 256 cost 1 and 4 % more at 518.
 SLOTS = (
+    Slot(("drop_nan_guard",)),
+    Slot(("merge_axes",)),
     Slot(("fold_norm:into=conv", "fold_norm")),
-    Slot(("split_heads", "split_heads:group=2", "split_heads:group=3")),
+    Slot(("split_heads", "split_heads:group=2", "split_heads:group=3", "split_heads:merge=sum")),
     Slot(("fold_scale",)),
     Slot(("hoist_conv",)),
     Slot(("fold_flip",)),
-    Slot(("resize_as_matrix", "resize_as_matrix:form=matmul", "resize_as_matrix:form=conv")),
-    Slot(("pad_tokens",)),
+    Slot(("resize_as_matrix", *(f"resize_as_matrix:form={f}" for f in FORMS))),
+    Slot(("pad_tokens", "pad_tokens:multiple=20")),
+    Slot(("tile_softmax", "tile_softmax:rows=20")),
     Slot(("dedupe",)),
 )
+# It pays with whole numbers alone.
+GEMM = Slot(("linear_as_gemm",))
 # Where passes stand. Folding and splitting come before a flip doubles the network, whose halves
 # share their weights; a flip is folded into weights before padding cuts the tokens.
 ORDER = (
-    "fold_norm", "split_heads", "split_queries", "fold_scale", "hoist_conv", "flip_average",
-    "fold_flip", "insert_resize", "range_output", "resize_as_matrix", "pad_tokens", "dedupe",
-    "linear_as_gemm", "float16", "quantize", "for_target",
+    "drop_nan_guard", "merge_axes", "fold_norm", "split_heads", "split_queries", "fold_scale",
+    "hoist_conv", "flip_average", "fold_flip", "insert_resize", "range_output", "resize_as_matrix",
+    "pad_tokens", "tile_softmax", "dedupe", "linear_as_gemm", "float16", "quantize", "for_target",
 )  # fmt: skip
 
 
@@ -52,28 +59,35 @@ def name_of(text: str) -> str:
 
 @dataclass(frozen=True)
 class Space:
-    """The passes that every candidate has, and what may be added.
-
-    `approximations` are added last, for the least accurate numbers that the user allows.
-    """
+    """The passes that every candidate has, and what may be added."""
 
     base: Candidate
     slots: tuple[Slot, ...]
 
     @classmethod
-    def around(cls, base: Sequence[str], approximations: Sequence[Slot] = ()) -> Space:
-        """Everything but the passes that the user has decided about."""
+    def around(cls, base: Sequence[str], max_loss: float | None = None) -> Space:
+        """Everything but the passes that the user has decided about.
+
+        Numbers of fewer bits are tried last, and only where a candidate may lose `max_loss`.
+        """
         decided = {name_of(text) for text in base}
-        slots = (slot for slot in (*SLOTS, *approximations) if slot.name not in decided)
-        return cls(tuple(base), tuple(slots))
+        slots = [*SLOTS, *_precisions(max_loss)]
+        if max_loss is not None or "quantize" in decided:
+            slots.append(GEMM)
+        return cls(tuple(base), tuple(slot for slot in slots if slot.name not in decided))
 
     def recommended(self) -> Candidate:
-        """The first choice of every slot that is exact."""
+        """The first choice of every slot that changes no numbers on purpose."""
+        wanted = [*SLOTS, *([GEMM] if "quantize" in map(name_of, self.base) else [])]
         candidate = self.base
         for slot in self.slots:
-            if slot in SLOTS:
+            if slot in wanted:
                 candidate = self.with_choice(candidate, slot, slot.choices[0])
         return candidate
+
+    def texts(self) -> list[str]:
+        """Every pass that a candidate may have, with each choice of its options."""
+        return [*self.base, *(choice for slot in self.slots for choice in slot.choices)]
 
     def with_choice(self, candidate: Candidate, slot: Slot, choice: str | None) -> Candidate:
         """The candidate with another choice in a slot, or without the slot's pass."""
@@ -99,6 +113,14 @@ class Space:
             one, two = candidate[place : place + 2]
             if {name_of(one), name_of(two)} <= free:
                 yield (*candidate[:place], two, one, *candidate[place + 2 :])
+
+
+def _precisions(max_loss: float | None) -> list[Slot]:
+    """What may be tried where numbers may move."""
+    if max_loss is None:
+        return []
+    kinds = ("activations=16", "attention=8", "activations=8", "activations=mixed")
+    return [Slot(tuple(f"quantize:{kind}:max_loss={max_loss:g}" for kind in kinds))]
 
 
 def _is_earlier(name: str, than: str) -> bool:

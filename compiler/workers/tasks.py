@@ -37,11 +37,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker came back with: a record, or why there is none; and its peak of memory."""
+    """What a worker came back with: a record, or why there is none; and its peak of memory.
+
+    Where the disk is full, that is no fault of the job's.
+    """
 
     record: dict[str, Any]
     error: str = ""
     peak_nbytes: int = 0
+    is_disk_full: bool = False
 
 
 @dataclass

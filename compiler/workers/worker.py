@@ -6,6 +6,7 @@ on stdout. It ends when its stdin does: then whoever started it is gone.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -58,6 +59,7 @@ def candidate(job: dict[str, Any]) -> dict[str, Any]:
     return measure(job)
 
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 JOBS = {"build": build, "estimate": estimate, "profile": profile, "candidate": candidate}
 
 
@@ -74,6 +76,10 @@ def main(job: dict[str, Any]) -> None:
         outcome["record"] = JOBS[job["does"]](job)
     except (UserError, ModelError, VerificationError) as error:
         outcome["error"] = " ".join(str(error).split())
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        outcome |= {"error": f"the disk is full: {error}", "is_disk_full": True}
     answer.write(json.dumps({**outcome, "peak_nbytes": _peak_nbytes()}) + "\n")
     answer.flush()
 

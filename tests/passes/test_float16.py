@@ -1,11 +1,14 @@
 """Float16: what becomes of a model, and what it loses."""
 
 import approximated
+import numpy as np
 import onnx
 import pytest
 from approximated import build, ops
 
-from compiler.errors import UserError
+from compiler.errors import UserError, VerificationError
+from compiler.graph import Graph
+from compiler.quantize.images import Images
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +71,33 @@ def test_constants_that_are_nodes_stay_as_they_are(model_of, tmp_path):
     (*_, stage) = build(approximated.write(model_of(text), tmp_path), "float16", tmp_path / "b")
     assert {str(n.outputs[0].dtype) for n in stage.graph.nodes if n.op == "Mul"} == {"float16"}
     assert stage.report.loss["snr_db"] > 60
+
+
+OVERFLOWING = "a = Mul(x, big) b = ReduceMax <axes = [1]> (a) y = Mul(b, small)"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [OVERFLOWING, OVERFLOWING.replace("Mul(b, small)", "Sub(b, b)")],
+    ids=["infinite", "nan"],
+)
+def test_what_float16_does_not_hold_fails(model_of, tmp_path, body):
+    """In float32, as onnxruntime's CPU would compute it, all is well."""
+    text = f"""g (float[1,3,8,8] x) => (float[1,1,8,8] y)
+    <float big = {{3000}}, float small = {{0.001}}> {{ {body} }}"""
+    path = approximated.write(model_of(text, 17), tmp_path)
+    with pytest.raises(VerificationError, match="01_float16 makes values that are no numbers"):
+        build(path, "float16", tmp_path / "b")
+
+
+def test_every_result_is_rounded(model_of, tmp_path):
+    """(x + 1000) − 1000 keeps 0.5 of x ∈ [0, 255] in float16, and all of it in float32."""
+    text = """g (float[1,3,8,8] x) => (float[1,1,8,8] y) <float much = {1000}, float half = {0.01}>
+    { a = ReduceMax <axes = [1]> (x) s = Mul(a, half) b = Add(s, much) y = Sub(b, much) }"""
+    (*_, stage) = build(approximated.write(model_of(text, 17), tmp_path), "float16", tmp_path / "b")
+    feeds = next(iter(Images().judging(Graph.load(stage.path)).values()))["x"]
+    scaled = feeds.max(axis=1).astype(np.float16) * np.float16(0.01)
+    rounded = (scaled + np.float16(1000)) - np.float16(1000)
+    expected = (feeds.max(axis=1) * np.float32(0.01)).astype(np.float64)
+    rmse = float(np.sqrt(np.mean((rounded - expected) ** 2)))
+    assert stage.report.loss["images"][0]["rmse"] == pytest.approx(rmse, rel=0.01)

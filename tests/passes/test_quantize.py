@@ -105,6 +105,11 @@ def test_a_loss_beyond_the_bound_fails(source, tmp_path):
         build(source, "quantize:activations=mixed:max_loss=0.00001", tmp_path / "b")
 
 
+def test_a_bound_that_no_layer_meets_is_no_silent_copy(source, tmp_path):
+    with pytest.raises(UserError, match=r"every layer has to stay as it is .* max_loss=1e-12"):
+        build(source, "quantize:max_loss=1e-12", tmp_path / "b")
+
+
 def judged_again(source, tmp_path, corrupt):
     """The gate's word on a stage that was corrupted after the pass."""
     first, stage = build(source, "quantize:max_loss=0.003", tmp_path / "b")

@@ -64,5 +64,11 @@ def test_the_mean_over_images():
 @pytest.mark.parametrize("wrong", [np.full((2, 2), np.nan), np.full((2, 2), np.inf)])
 def test_what_is_no_number_is_no_small_loss(wrong):
     loss = loss_of(lambda _: {"depth": wrong}, {"photo": ({}, {"depth": EXPECTED})})
-    assert not loss.value <= 1
+    assert loss.value == math.inf
+    assert loss.measure == "AbsRel"
     assert loss.record()["snr_db"] == -math.inf
+
+
+def test_pixels_that_the_reference_does_not_have_do_not_count():
+    expected = np.array([[1.0, np.nan], [4.0, 5.0]])
+    assert map_loss(expected * 1.1, expected)[0] == pytest.approx(0.1)

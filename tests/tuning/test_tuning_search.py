@@ -81,6 +81,26 @@ def test_a_loss_is_taken_up_to_the_bound(max_loss, found):
     assert best.pipeline == found
 
 
+def test_a_loss_that_the_user_asked_for_is_no_obstacle():
+    """`--passes quantize` without a bound: the pass has its own."""
+    space = space_of(("a",), base=("quantize",))
+    lossy = measured_by(lambda c: figures(",".join(c), 10 - len(c), loss=0.015))
+    assert "a" in search(space, lossy, is_over=never).pipeline.split(",")
+
+
+@pytest.mark.parametrize(
+    ("base", "max_loss", "found"),
+    [((), None, False), (("quantize",), None, True), ((), 0.02, True)],
+)
+def test_gemms_are_tried_with_whole_numbers(base, max_loss, found):
+    space = Space.around(base, max_loss)
+    assert ("linear_as_gemm" in [slot.name for slot in space.slots]) is found
+    recommended = [name_of(text) for text in space.recommended()]
+    assert ("linear_as_gemm" in recommended) is ("quantize" in base)
+    if base:
+        assert recommended[-2:] == ["linear_as_gemm", "quantize"]
+
+
 def test_the_order_is_searched_once_the_choices_are_settled(monkeypatch):
     slots = (Slot(("a",)), Slot(("b",)))
     monkeypatch.setattr("compiler.tuning.space.SLOTS", slots)
@@ -122,12 +142,14 @@ def test_every_recommended_pass_exists_and_is_exact():
     for slot in SLOTS:
         for pass_ in parse_pipeline(",".join(slot.choices)):
             assert pass_.contract in ("exact", "algebraic"), pass_.text()
+    approximate = [slot for slot in Space.around((), 0.02).slots if slot.name == "quantize"]
+    choices = parse_pipeline(",".join(approximate[0].choices))
+    assert {pass_.max_loss for pass_ in choices} == {0.02}
 
 
 def test_the_score_is_the_geometric_mean_over_places():
     both = Figures("a", "a", (Measurement("one", 5, 10), Measurement("two", 20, 10)))
     assert both.score == pytest.approx(1.0)
-    assert both.spread == pytest.approx(1.5)
 
 
 def test_the_front_has_what_no_other_beats_in_both():
