@@ -27,6 +27,7 @@ GRAPH_LAYER = {
     "compiler.quantize.attending",
     "compiler.quantize.evidence",
     "compiler.quantize.halving",
+    "compiler.quantize.indexed",
     "compiler.quantize.layers",
     "compiler.quantize.qdq",
     "compiler.quantize.search",

@@ -26,6 +26,7 @@ from compiler.errors import UserError
 from compiler.graph import Graph
 from compiler.quantize.approximating import FLOAT
 from compiler.quantize.evidence import QDQ_OPS, Feeds, copied, in_memory, told
+from compiler.quantize.indexed import IndexedModel
 
 WEIGHTED = frozenset({
     "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "InstanceNormalization",
@@ -101,6 +102,7 @@ def quantized(
     """
     with told("onnxruntime's quantizer"):
         quantizer = _quantizer(copied(model), ranges, bits, others)
+        quantizer.model = IndexedModel(quantizer.model.model)
         quantizer.quantize_model()
         quantizer.model.topological_sort()
     result: onnx.ModelProto = quantizer.model.model

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 from onnx import numpy_helper
+from onnxruntime.quantization.onnx_model import ONNXModel
 from running import run
 
 from compiler.errors import UserError
+from compiler.quantize import qdq
 from compiler.quantize.approximating import FLOAT
 from compiler.quantize.qdq import calibrate, fused, quantized
 
@@ -69,6 +71,14 @@ def test_a_node_of_other_bits_reads_and_makes_conversions(model):
     producers = {node.output[0]: node for node in result.graph.node}
     source = producers[producers[tanh.input[0]].input[0]]
     assert (source.op_type, kinds[source.output[0]]) == ("QuantizeLinear", "uint8")
+
+
+@pytest.mark.parametrize("others", [{}, {"n1": 8}, {"n0": 8, "n2": FLOAT}])
+def test_indices_change_no_byte(model, others, monkeypatch):
+    ranges = calibrate(model, [feeds(0)])
+    indexed = quantized(model, ranges, 16, others)
+    monkeypatch.setattr(qdq, "IndexedModel", lambda model: ONNXModel(model))
+    assert indexed == quantized(model, ranges, 16, others)
 
 
 def test_a_node_left_in_float_keeps_its_weights(model):
