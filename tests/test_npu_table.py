@@ -1,35 +1,67 @@
 """The rows of `python -m tools.npu`: a sweep that can be read, and what it makes of the figures."""
 
-import tomllib
-
+import onnx
 import pytest
+import typer
 
 from compiler.sweep.grid import read_grid
-from tools.npu import _ROWS, Row, as_markdown, grid_of, rows_of
+from tools.npu import DESCRIPTION, Row, as_markdown, grid_of, rows_in, rows_of
+from tools.npu_models import OFFICIAL, file_of, write
 
-DESCRIPTION = tomllib.loads(_ROWS.read_text("utf-8"))
+ALL = rows_in(list(DESCRIPTION["rows"]))
 
 
 @pytest.fixture
 def grid(tmp_path):
     path = tmp_path / "npu.toml"
-    path.write_text(grid_of(DESCRIPTION, DESCRIPTION["rows"]), "utf-8")
+    path.write_text(grid_of(ALL), "utf-8")
     return read_grid(str(path))
 
 
 def test_every_row_is_two_variants_whose_passes_exist(grid):
     labels = [variant.label for variant in grid.variants]
-    names = [row["name"] for row in DESCRIPTION["rows"]]
+    names = [row["name"] for row in ALL]
     assert labels == [f"{name}-{kind}" for name in names for kind in ("stock", "ours")]
     ours = {v.label: v.passes for v in grid.variants}["small-350-ours"]
     assert ours.startswith("fold_norm:into=conv,split_heads")
 
 
-def test_weights_are_twins_and_official_graphs_lie_beside(grid, tmp_path):
+def test_weights_are_twins_and_exported_graphs_lie_beside(grid, tmp_path):
     models = {variant.model for variant in grid.variants}
-    assert str(tmp_path / "official-518.onnx") in models
+    assert str(tmp_path / "models/official-small-518/model.onnx") in models
+    assert str(tmp_path / "models/swin-t-224/model.onnx") in models
     named = [v for v in grid.variants if v.model.startswith("dav2")]
     assert {v.weights for v in named} == {"twin:0"}
+    assert len(named) + sum(v.model.startswith(str(tmp_path)) for v in grid.variants) == 2 * len(
+        ALL
+    )
+
+
+def test_groups_select_rows_once_and_in_their_order():
+    names = [row["name"] for row in rows_in(["zoo", "small", "zoo"])]
+    assert names[0] == "vit-b16-224"
+    assert names[-1] == "small-350-w8a16"
+    assert len(names) == len(set(names))
+    with pytest.raises(typer.BadParameter, match="no group 'huge': there are small, large, zoo"):
+        rows_in(["small", "huge"])
+
+
+def test_a_configuration_becomes_a_model_of_random_weights_once(tmp_path):
+    config = {"model_type": "vit", "hidden_size": 24, "num_hidden_layers": 1, "patch_size": 16,
+              "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32}  # fmt: skip
+    write(tmp_path, "tiny", 32, {"tiny": config})
+    path = tmp_path / file_of("tiny", 32)
+    (image,) = onnx.load(path).graph.input
+    assert [d.dim_value for d in image.type.tensor_type.shape.dim] == [1, 3, 32, 32]
+    constants = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
+    assert all(values.std() > 0 for values in constants if values.size > 100)
+    path.write_bytes(b"kept")
+    write(tmp_path, "tiny", 32, {"tiny": config})
+    assert path.read_bytes() == b"kept"
+
+
+def test_official_graphs_come_in_three_sizes():
+    assert {row["model"] for row in ALL if row["model"].startswith("official")} == set(OFFICIAL)
 
 
 def measured(variant, ms, **more):

@@ -1,7 +1,7 @@
-"""The NPU's simulated latency of Depth Anything V2, stock and ours, side by side in one run.
+"""The NPU's simulated latency, stock and ours, side by side in one run.
 
-    python -m tools.npu                      # Small: every row of the README's table
-    python -m tools.npu --large              # and Base and Large
+    python -m tools.npu                      # Depth Anything V2 Small
+    python -m tools.npu large zoo            # Base and Large; other models at their real sizes
     python -m tools.npu --chip sa8797 --markdown
 
 Stock is what the exporter writes, through the provider alone; ours is a pipeline, every rewrite
@@ -11,7 +11,6 @@ the output folder is not built again.
 
 from __future__ import annotations
 
-import importlib
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from compiler.targets.htp import EDGE_OPS
+from tools.npu_models import OFFICIAL, file_of, write
 
-_ROWS = Path(__file__).with_name("npu.toml")
-# The model of a row whose graph is that of Depth Anything V2's own code (tests/models/official.py).
-OFFICIAL = "official"
+DESCRIPTION = tomllib.loads(Path(__file__).with_name("npu.toml").read_text("utf-8"))
+Described = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,22 @@ class Row:
 
 
 def main(
+    groups: Annotated[list[str] | None, typer.Argument(help=", ".join(DESCRIPTION["rows"]))] = None,
     chip: Annotated[str, typer.Option(help="iq-9075, sa8775 or sa8797.")] = "iq-9075",
-    large: Annotated[bool, typer.Option("--large", help="Base and Large, too.")] = False,
     output: Annotated[Path, typer.Option("-o", help="Folder of the builds.")] = Path("sweep/npu"),
     markdown: Annotated[bool, typer.Option("--markdown", help="The README's table.")] = False,
 ) -> None:
-    """Prints the table."""
+    """Prints the table of some groups of rows."""
     from compiler.sweep.grid import read_grid
     from compiler.sweep.running import sweep
 
-    description = tomllib.loads(_ROWS.read_text("utf-8"))
-    wanted = [row for row in description["rows"] if large or not row.get("large")]
+    wanted = rows_in(groups or ["small"])
     grid_file = output / "npu.toml"
     output.mkdir(parents=True, exist_ok=True)
-    _write_official(output, wanted)
-    grid_file.write_text(grid_of(description, wanted), "utf-8")
+    for row in wanted:
+        if _is_exported(row):
+            write(output, row["model"], row["size"], DESCRIPTION["models"])
+    grid_file.write_text(grid_of(wanted), "utf-8")
     record = sweep(read_grid(str(grid_file)), output, chip=chip, verify="final", runs=1)
     rows = rows_of(wanted, record["rows"], chip)
     if markdown:
@@ -72,13 +72,22 @@ def main(
         Console().print(_table(rows))
 
 
-def grid_of(description: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+def rows_in(groups: Sequence[str]) -> list[Described]:
+    """The described rows of groups, in their order. Raises typer.BadParameter for another name."""
+    known: Mapping[str, list[Described]] = DESCRIPTION["rows"]
+    for group in groups:
+        if group not in known:
+            raise typer.BadParameter(f"no group {group!r}: there are {', '.join(known)}")
+    return [row for group in dict.fromkeys(groups) for row in known[group]]
+
+
+def grid_of(rows: Sequence[Described]) -> str:
     """The sweep's description: two variants a row, `NAME-stock` and `NAME-ours`."""
-    pipelines = description["pipelines"]
+    pipelines = DESCRIPTION["pipelines"]
     lines = ['title = "Simulated latency, stock and ours"']
     for row in rows:
         for kind in ("stock", "ours"):
-            passes = row[kind].format(**pipelines)
+            passes = row.get(kind, "").format(**pipelines)
             lines += [
                 "[[axes.row]]",
                 f'label = "{row["name"]}-{kind}"',
@@ -88,30 +97,17 @@ def grid_of(description: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -
     return "\n".join(lines) + "\n"
 
 
-def _model_lines(row: Mapping[str, Any]) -> list[str]:
-    if row.get("model") == OFFICIAL:
-        return [f'model = "{_official_file(row)}"']
-    model = row.get("model", "dav2-small")
-    return [f'model = "{model}"', f"size = {row['size']}", 'weights = "twin:0"']
+def _is_exported(row: Described) -> bool:
+    return row["model"] in OFFICIAL or row["model"] in DESCRIPTION["models"]
 
 
-def _official_file(row: Mapping[str, Any]) -> str:
-    return f"{OFFICIAL}-{row['size']}.onnx"
+def _model_lines(row: Described) -> list[str]:
+    if _is_exported(row):
+        return [f'model = "{file_of(row["model"], row["size"])}"']
+    return [f'model = "{row["model"]}"', f"size = {row['size']}", 'weights = "twin:0"']
 
 
-def _write_official(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Exports the official network, with random weights, where a row needs it."""
-    code = importlib.import_module("tests.models.official")  # tests are not type-checked
-    for row in rows:
-        path = folder / _official_file(row)
-        if row.get("model") == OFFICIAL and not path.exists():
-            side = row["size"]
-            code.export_official(code.official_model(), path, side, side, "torchscript", 17)
-
-
-def rows_of(
-    wanted: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]], chip: str
-) -> list[Row]:
+def rows_of(wanted: Sequence[Described], measured: Sequence[Described], chip: str) -> list[Row]:
     """The table's rows from those of the sweep; targets are of the chip iq-9075."""
     found = {row["variant"]: row for row in measured}
     rows = []
@@ -124,7 +120,7 @@ def rows_of(
     return rows
 
 
-def _doubt(row: Mapping[str, Any]) -> str:
+def _doubt(row: Described) -> str:
     """Why a simulation is not to be trusted."""
     if row["missing_ops"]:
         return f"{row['missing_ops']} ops without a cost"

@@ -53,6 +53,34 @@ def test_an_old_softmax_over_several_axes_is_refused():
     assert refusal(model("Softmax(x)"), TileSoftmax(4), opset=11) == reason
 
 
+@pytest.mark.parametrize(
+    ("scaling", "ops"),
+    [
+        ("s = Mul(x, half)", ["Reshape", "Mul", "Softmax", "Reshape"]),
+        ("s = Mul(half, x)", ["Reshape", "Mul", "Softmax", "Reshape"]),
+        ("r = Div(x, half) s = Sub(half, r)", ["Reshape", "Div", "Sub", "Softmax", "Reshape"]),
+        ("s = Add(x, mask)", ["Add", *OPS]),
+        ("s = Pow(x, half)", ["Pow", *OPS]),
+        ("r = Mul(x, half) s = Add(r, r)", ["Mul", "Add", *OPS]),
+    ],
+)
+def test_what_scales_the_scores_goes_with_it(scaling, ops, tmp_path):
+    text = f"""g (float[2,12,5] x) => (float[2,12,5] y) <float half = {{2}}, float[12,5] mask> {{
+        {scaling} y = Softmax(s)
+    }}"""
+    result = applied(text, TileSoftmax(4))
+    assert result.ops == ops
+    assert [proof.status for proof in proofs(result, TileSoftmax(4))] == ["pass"]
+    assert error_in_float32(result, TileSoftmax(4), tmp_path) < 1e-6
+
+
+def test_scaled_scores_that_are_read_elsewhere_stay(tmp_path):
+    text = """g (float[2,12,5] x) => (float[2,12,5] s, float[2,12,5] y) <float half = {0.5}> {
+        s = Mul(x, half) y = Softmax(s)
+    }"""
+    assert applied(text, TileSoftmax(4)).ops == ["Mul", *OPS]
+
+
 def test_an_output_that_is_read_as_well(tmp_path):
     text = """g (float[2,12,5] x) => (float[2,12,5] p, float[2,12,5] y) {
         p = Softmax(x) y = Relu(p)
