@@ -35,6 +35,8 @@ from compiler.rewrite import (
     read_elsewhere,
 )
 from compiler.rows import RowWise, carriers_of, known_rows, row_wise_around, rows_of, with_rows
+from compiler.slicing_moves import slice_takes
+from compiler.take import Take
 
 # Before it the limits of a Slice were attributes, and a Softmax ran over all axes from its own on.
 OLDEST_OPSET = 13
@@ -103,8 +105,12 @@ class PadTokens(LocalPass[Tokens]):
         copier = _Copier(builder, match.rows, self._padding)
         for node in match.rows.between:
             copier.copy(node)
-        shown = read_elsewhere(graph, match.rows.between)
-        return Replacement(builder, [(old, copier.without_padding(old)) for old in shown])
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for old in read_elsewhere(graph, match.rows.between):
+            cuts = _token_slices(graph, match.rows, old) if copier.pads(old) else []
+            pairs += [(cut.outputs[0], copier.cut(old, takes)) for cut, takes in cuts]
+            pairs += [] if cuts else [(old, copier.without_padding(old))]
+        return Replacement(builder, pairs)
 
 
 def _why_not_padded(rows: RowWise) -> str | None:
@@ -116,6 +122,22 @@ def _why_not_padded(rows: RowWise) -> str | None:
         )
     unknown = [t for t in rows.tensors if static_shape(t) is None]
     return f"{unknown[0].name!r} has no known shape" if unknown else None
+
+
+def _token_slices(graph: Graph, rows: RowWise, tensor: Tensor) -> list[tuple[Node, list[Take]]]:
+    """The Slices of tokens that read a tensor with what they take, if nothing else does outside.
+
+    They take the same from more rows, which makes a Slice in front of them needless.
+    """
+    inside = {id(node) for node in rows.between}
+    outside = [node for node in tensor.outputs if id(node) not in inside]
+    are_slices = all(node.op == "Slice" and node.inputs[0] is tensor for node in outside)
+    if graph.is_output(tensor) or not are_slices:
+        return []
+    takes = [slice_takes(graph, node) or [] for node in outside]
+    axis = len(tensor.shape) - 2
+    cut = [any(take.axis == axis for take in taken) for taken in takes]
+    return list(zip(outside, takes, strict=True)) if all(cut) else []
 
 
 class _Copier:
@@ -144,6 +166,21 @@ class _Copier:
         rows = known_rows(old)
         new.shape = list(with_rows(old, rows + self.padding(rows)))
         self._padded[id(old)] = new
+
+    def pads(self, tensor: Tensor) -> bool:
+        """Whether a tensor of the region has more rows now."""
+        return id(tensor) in self._padded and id(tensor) not in self._sources
+
+    def cut(self, tensor: Tensor, takes: list[Take]) -> Tensor:
+        """What a Slice took of the rows that there were, of those that there are."""
+        shape = list(tensor.shape)
+        for take in takes:
+            shape[take.axis] = take.size
+        columns = zip(*[(t.start, t.stop, t.axis, t.step) for t in takes], strict=True)
+        limits = [self.builder.ints(values, "tokens") for values in columns]
+        return self.builder.node(
+            "Slice", [self._padded[id(tensor)], *limits], tuple(shape), source=producer_of(tensor)
+        )
 
     def without_padding(self, tensor: Tensor) -> Tensor:
         """The rows that there were."""

@@ -6,7 +6,7 @@ from running import Result, applied, error_in_float32, proofs, refusal
 
 from compiler.building import build_stages
 from compiler.errors import VerificationError
-from compiler.graph import static_shape
+from compiler.graph import producer_of, static_shape
 from compiler.pipeline import parse_pipeline
 from compiler.rewrite import apply_pass
 from passes.pad_tokens import PadTokens
@@ -130,6 +130,36 @@ def test_tokens_are_padded_and_keys_are_not(n, multiple):
 @pytest.mark.parametrize("kind", ["float", "double", "float16"])
 def test_types_and_batches(kind, b):
     check(applied(block(b=b, kind=kind), PadTokens()), PadTokens())
+
+
+@pytest.mark.parametrize(
+    ("slices", "is_joined"),
+    [
+        ("t = Slice(a, one, most, axis)", True),  # without the class token
+        ("t = Slice(a, one, most, axis) u = Slice(a, zero, one, axis)", True),
+        ("t = Slice(a, last, most, axis)", True),  # from the end: of the tokens that there were
+        ("t = Slice(a, zero, most, axis, two)", True),
+        ("t = Slice(a, both, ends)", True),  # the axis of the features as well
+        ("t = Slice(a, one, most, width)", False),  # no tokens are cut: the padding has to be
+        ("t = Slice(a, one, most, axis) u = ReduceSum(a)", False),  # it reads all of them
+    ],
+)
+def test_slices_of_tokens_take_them_from_the_padded_rows(slices, is_joined, tmp_path):
+    read = [word for word in ("t", "u") if f"{word} =" in slices]
+    sums = " ".join(f"{word}0 = ReduceSum<keepdims=0>({word})" for word in read)
+    after = (
+        f"a = Add(o, x) {slices} {sums} z0 = Sum({', '.join(f'{w}0' for w in read)}) y = Relu(a)"
+    )
+    numbers = ", int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] most = {99}"
+    numbers += ", int64[1] axis = {1}, int64[1] width = {2}, int64[1] last = {-2}"
+    numbers += ", int64[3] both = {0, 1, 1}, int64[3] ends = {1, 6, 3}"
+    result = applied(block(after=after, constants=numbers, outputs=", float z0"), PadTokens())
+    check(result, PadTokens())
+    assert error_in_float32(result, PadTokens(), tmp_path) < 1e-5
+    found = [node for node in result.graph.nodes if node.op == "Slice"]
+    behind = [producer_of(node.inputs[0]) for node in found]
+    in_two_steps = any(node is not None and node.op == "Slice" for node in behind)
+    assert in_two_steps is not is_joined
 
 
 MASKS = {
