@@ -39,6 +39,7 @@ SLOTS = (
     Slot(("resize_as_matrix", *(f"resize_as_matrix:form={f}" for f in FORMS))),
     Slot(("pad_tokens", "pad_tokens:multiple=20")),
     Slot(("tile_softmax", "tile_softmax:rows=20")),
+    Slot(("squeeze_first",)),
     Slot(("dedupe",)),
 )
 # It pays with whole numbers alone.
@@ -48,7 +49,8 @@ GEMM = Slot(("linear_as_gemm",))
 ORDER = (
     "drop_nan_guard", "merge_axes", "fold_norm", "split_heads", "split_queries", "fold_scale",
     "hoist_conv", "flip_average", "fold_flip", "insert_resize", "range_output", "resize_as_matrix",
-    "pad_tokens", "tile_softmax", "dedupe", "linear_as_gemm", "float16", "quantize", "for_target",
+    "pad_tokens", "tile_softmax", "squeeze_first", "dedupe", "linear_as_gemm", "float16",
+    "quantize", "for_target",
 )  # fmt: skip
 
 
