@@ -40,7 +40,7 @@ def test_weights_are_twins_and_exported_graphs_lie_beside(grid, tmp_path):
 def test_groups_select_rows_once_and_in_their_order():
     names = [row["name"] for row in rows_in(["zoo", "small", "zoo"])]
     assert names[0] == "vit-b16-224"
-    assert names[-1] == "small-350-w8a16"
+    assert names[-1] == "small-350-w8a16-attention-8"
     assert len(names) == len(set(names))
     with pytest.raises(typer.BadParameter, match="no group 'huge': there are small, large, zoo"):
         rows_in(["small", "huge"])
