@@ -135,27 +135,40 @@ class Attending:
         ]
 
 
-def attendings(graph: Graph) -> Iterator[Attending]:
-    """Every Softmax whose probabilities multiply values, and every Attention op."""
-    yield from _attendings(graph, graph.nodes, "")
+def attendings(graph: Graph, *, tiled: bool = False) -> Iterator[Attending]:
+    """Every Softmax whose probabilities multiply values, and every Attention op.
+
+    Args:
+        graph: the model.
+        tiled: also where a Reshape that keeps the keys' axis joins rows of probabilities, of which
+            `Attending.axes` says nothing: they are those of the result's probabilities.
+    """
+    yield from _attendings(graph, graph.nodes, "", tiled)
     for inside, nodes in graph.bodies():
-        yield from _attendings(graph, nodes, inside)
+        yield from _attendings(graph, nodes, inside, tiled)
 
 
 def no_attention(graph: Graph) -> str:
     """Why there is nothing to split in a model without several heads: the reason of a refusal."""
     count = sum(1 for _ in attendings(graph))
+    tiled = next(attendings(graph, tiled=True), None)
+    if count == 0 and tiled is not None:
+        name = tiled.softmax.outputs[0].name
+        why = f"{name!r} is reshaped before it weighs values (as by tile_softmax)"
+        return f"nothing to split: {why}"
     if count == 0:
         return "nothing to split: no Softmax weighs values, and there is no Attention op"
     return f"nothing to split: every attention has one head ({count} in all)"
 
 
-def _attendings(graph: Graph, nodes: Sequence[Node], inside: str) -> Iterator[Attending]:
+def _attendings(
+    graph: Graph, nodes: Sequence[Node], inside: str, tiled: bool
+) -> Iterator[Attending]:
     for node in nodes:
         if node.op == "Attention" and node.domain in (None, "", "ai.onnx"):
             yield Attending(node, [], node, inside)
         elif node.op == "Softmax" or _sums(graph, node) is not None:
-            found = _probabilities(node)
+            found = _probabilities(node, tiled)
             product = _value_product(found)
             if product is not None:
                 read = [t for t in product.inputs if any(t is known for known in found)]
@@ -184,15 +197,25 @@ def _softmax_axis(graph: Graph, node: Node) -> int | None:
     return int(axes[0]) if axes is not None and len(axes) == 1 else None
 
 
-def _probabilities(softmax: Node) -> list[Tensor]:
+def _probabilities(softmax: Node, tiled: bool) -> list[Tensor]:
     """The Softmax's output, and what is computed from it element by element."""
     found = [softmax.outputs[0]]
     for tensor in found:
         for user in tensor.outputs:
             result = user.outputs[0]
-            if user.op in _KEPT_BY and all(result is not known for known in found):
+            is_kept = user.op in _KEPT_BY or (tiled and _keeps_keys(user))
+            if is_kept and all(result is not known for known in found):
                 found.append(result)
     return found
+
+
+def _keeps_keys(node: Node) -> bool:
+    """Whether a Reshape leaves the last axis as it is."""
+    shapes = [tensor.shape for tensor in (node.inputs[0], node.outputs[0])]
+    if node.op != "Reshape" or not all(shapes):
+        return False
+    before, after = (shape[-1] for shape in shapes)
+    return isinstance(before, int) and bool(before == after)
 
 
 def _value_product(probabilities: list[Tensor]) -> Node | None:

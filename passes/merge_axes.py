@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from compiler.graph import Graph, Node, Shape, Tensor, producer_of, static_shape
-from compiler.rewrite import Builder, Contract, LocalPass, Replacement
+from compiler.rewrite import Builder, Contract, LocalPass, Replacement, needed_nodes
 
 MOST_AXES = 4
 
@@ -76,7 +76,7 @@ class MergeAxes(LocalPass[Moved]):
 
     def match(self, graph: Graph) -> Iterator[Moved]:
         """Every Transpose of many axes that are a Reshape's."""
-        for node in graph.nodes:
+        for node in needed_nodes(graph):
             source = producer_of(node.inputs[0]) if node.op == "Transpose" else None
             shape = node.outputs[0].shape
             is_deep = shape is not None and len(shape) > MOST_AXES

@@ -131,7 +131,10 @@ def _token_slices(graph: Graph, rows: RowWise, tensor: Tensor) -> list[tuple[Nod
     """
     inside = {id(node) for node in rows.between}
     outside = [node for node in tensor.outputs if id(node) not in inside]
-    are_slices = all(node.op == "Slice" and node.inputs[0] is tensor for node in outside)
+    main = {id(node) for node in graph.nodes}  # a Slice in the body of an If stays as it is
+    are_slices = all(
+        node.op == "Slice" and node.inputs[0] is tensor and id(node) in main for node in outside
+    )
     if graph.is_output(tensor) or not are_slices:
         return []
     takes = [slice_takes(graph, node) or [] for node in outside]

@@ -29,7 +29,7 @@ def attention_nodes(graph: Graph) -> list[Node]:
     and what is in the bodies of If, Loop and Scan or in local functions, are left out.
     """
     found: dict[int, Node] = {}
-    for attending in attendings(graph):
+    for attending in attendings(graph, tiled=True):
         if not attending.inside and not attending.is_whole_op:
             found |= {id(node): node for node in _nodes(graph, attending)}
     return list(found.values())
@@ -53,17 +53,17 @@ def _nodes(graph: Graph, attending: Attending) -> list[Node]:
 
 def _up_to_products(tensors: Iterable[Tensor], passes: Callable[[Node], bool]) -> list[Node]:
     """The nodes between tensors and the products that they come from, these included."""
-    found: dict[int, list[Node]] = {}
+    found: dict[int, dict[int, Node]] = {}
 
-    def behind(tensor: Tensor) -> list[Node]:
+    def behind(tensor: Tensor) -> dict[int, Node]:
         node = producer_of(tensor)
         if node is None:
-            return []
+            return {}
         if id(node) not in found:
-            found[id(node)] = [node] if node.op in _PRODUCTS else []
+            found[id(node)] = {id(node): node} if node.op in _PRODUCTS else {}
             if passes(node):
-                above = [other for source in node.inputs for other in behind(source)]
-                found[id(node)] = [node, *above] if above else []
+                above = {key: n for source in node.inputs for key, n in behind(source).items()}
+                found[id(node)] = {id(node): node, **above} if above else {}
         return found[id(node)]
 
-    return [node for tensor in tensors for node in behind(tensor)]
+    return list({key: n for tensor in tensors for key, n in behind(tensor).items()}.values())

@@ -72,6 +72,9 @@ REFUSED = {
     "an output": (
         moved(*WINDOWS, "y = Reshape(t, flat)", "float[{0}] y, float[1,2,4,3,5,6] t"),
         "'t' is read by the caller, which needs its axes"),
+    "nobody": (
+        moved(*WINDOWS, "y = Relu(x)"),
+        "nothing to merge: no Transpose of more than 4 axes reads a Reshape"),
     "four axes": (
         moved((2, 3, 4, 5), (0, 1, 3, 2)),
         "nothing to merge: no Transpose of more than 4 axes reads a Reshape"),

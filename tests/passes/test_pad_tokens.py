@@ -162,6 +162,17 @@ def test_slices_of_tokens_take_them_from_the_padded_rows(slices, is_joined, tmp_
     assert in_two_steps is not is_joined
 
 
+def test_a_slice_in_a_body_is_left_there(tmp_path):
+    after = """a = Add(o, x) n = Neg(a) y = If(yes) <
+        then_branch = f () => (float[1,5,4] t) { t = Slice(a, one, most, one) },
+        else_branch = g () => (float[1,5,4] u) { u = Slice(n, one, most, one) }>"""
+    numbers = ", int64[1] one = {1}, int64[1] most = {99}, bool yes = {1}"
+    text = block(after=after, constants=numbers).replace("[1,6,4] y", "[1,5,4] y")
+    result = applied(text, PadTokens())
+    check(result, PadTokens())
+    assert error_in_float32(result, PadTokens(), tmp_path) < 1e-5
+
+
 MASKS = {
     "of a key": {"inputs": ", float[1,1,6] mask", "mask": "m = Add(z, mask)"},
     "of a pair": {"inputs": ", float[1,6,6] mask", "mask": "m = Add(z, mask)"},

@@ -1,6 +1,10 @@
 import pytest
 from running import applied, error_in_float32, proofs, refusal
 
+from compiler.rewrite import apply_pass
+from passes.pad_tokens import PadTokens
+from passes.split_heads import SplitHeads
+from passes.split_queries import SplitQueries
 from passes.tile_softmax import TileSoftmax
 
 OPS = ["Reshape", "Softmax", "Reshape"]
@@ -95,6 +99,15 @@ def test_a_second_run_finds_nothing():
     result = applied(model(), TileSoftmax(4))
     (again,) = TileSoftmax(4).match(result.graph)
     assert "4 rows: they make no tiles of 4" in TileSoftmax(4).guard(result.graph, again)
+
+
+@pytest.mark.parametrize("later", [SplitHeads(), SplitQueries(4), PadTokens()])
+def test_what_has_to_come_before_says_so(later):
+    text = """g (float[2,12,5] x) => (float[2,12,12] y) {
+        k = Transpose<perm=[0,2,1]>(x) s = MatMul(x, k) p = Softmax(s) y = MatMul(p, s)
+    }"""
+    (refused,) = apply_pass(applied(text, TileSoftmax(4)).graph, later).refusals
+    assert "'p/Softmax' is reshaped before it weighs values (as by tile_softmax)" in refused.reason
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

@@ -34,6 +34,12 @@ PACKED = """g (float[5,4] x) => (float[5,4] y)
     kt = Transpose(k) s = MatMul(q, kt) e = Exp(s) z = ReduceSum(e, a) p = Div(e, z)
     o = MatMul(p, v) y = Relu(o)
 }"""
+# The same behind tile_softmax, and a Reshape of which the keys are no axis.
+TILED = BARE.replace(
+    "<float[4,4] w>", "<float[4,4] w, int64[3] t = {1, 5, 5}, int64[2] f = {5, 5}>"
+)
+TILED = TILED.replace("p = Softmax(s)", "st = Reshape(s, t) pt = Softmax(st) p = Reshape(pt, f)")
+MIXED = TILED.replace("t = {1, 5, 5}", "t = {5, 5, 1}")
 
 
 @pytest.mark.parametrize(
@@ -42,13 +48,22 @@ PACKED = """g (float[5,4] x) => (float[5,4] y)
         (PLAIN, "q0 q qs k kt v s sm p o"),
         (BARE, "s p o"),
         (PACKED, "qkv q kt s e z p o"),
+        (TILED, "s st pt p o"),
+        (MIXED, ""),
         ("g (float[5,4] x) => (float[5,4] y) { y = Softmax(x) }", ""),
     ],
-    ids=["plain", "bare", "packed", "none"],
+    ids=["plain", "bare", "packed", "tiled", "mixed", "none"],
 )
 def test_an_attention_reaches_from_its_projections_to_the_values(graph_of, text, expected):
     found = {node.outputs[0].name for node in attention_nodes(graph_of(text))}
     assert found == set(expected.split())
+
+
+def test_scores_that_are_doubled_often_cost_no_more_than_their_nodes(graph_of):
+    doubled = " ".join(f"s{i + 1} = Add(s{i}, s{i})" for i in range(64))
+    text = BARE.replace("s = MatMul(r, rt)", f"s0 = MatMul(r, rt) {doubled}")
+    found = attention_nodes(graph_of(text.replace("Softmax(s)", "Softmax(s64)")))
+    assert len(found) == 64 + 3
 
 
 IMAGE = """g (float[1,3,8,8] image) => (float[1,1,8,8] depth)
