@@ -156,14 +156,15 @@ def _reasons(
         if text not in space.base:
             built = [f for f in measured if not f.error and text in f.pipeline.split(",")]
             is_idle = bool(built) and all(text not in f.effective.split(",") for f in built)
-            lines.append(f"{text}: {IDLE if is_idle else _verdict(text, kept, together)}")
+            verdict = IDLE if is_idle else _verdict(text, kept, together, whole)
+            lines.append(f"{text}: {verdict}")
     return lines
 
 
-def _verdict(text: str, kept: Sequence[str], together: _Together) -> str:
+def _verdict(text: str, kept: Sequence[str], together: _Together, whole: Figures) -> str:
     taken = "taken" if text in kept else "left out"
     if text not in together.without:
-        return f"{taken}: what has it can't be measured"
+        return f"{taken}, with it {_share(whole)}"
     return f"{taken}, without it {_share(together.without[text])}"
 
 

@@ -298,7 +298,7 @@ def test_passes_that_cannot_be_measured_together_are_so_without_what_prevents_it
     assert reasons == [
         "measured on cpu; stock is 100 %, all recommended passes no build: it crashed",
         "a: taken, without it 110.0%",
-        "b: left out: what has it can't be measured",
+        "b: left out, with it no build: it crashed",
         "c: left out, without it 60.0%",
         "d: finds nothing to do",
     ]
