@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from compiler.graph import Graph, Node, Tensor, producer_of
+from compiler.graph import Graph, Node, Tensor, is_standard, producer_of
 from compiler.region import ancestors
 
 # What probabilities pass through on their way to the values and stay probabilities, a head a slice.
@@ -165,7 +165,7 @@ def _attendings(
     graph: Graph, nodes: Sequence[Node], inside: str, tiled: bool
 ) -> Iterator[Attending]:
     for node in nodes:
-        if node.op == "Attention" and node.domain in (None, "", "ai.onnx"):
+        if node.op == "Attention" and is_standard(node):
             yield Attending(node, [], node, inside)
         elif node.op == "Softmax" or _sums(graph, node) is not None:
             found = _probabilities(node, tiled)

@@ -17,11 +17,10 @@ from compiler.rewrite import Signature
 from compiler.verify.kernels.call import UnsupportedInFloat64
 from compiler.verify.proof import Proof, judge
 from compiler.verify.whole import (
-    GROSS_ERROR,
     MOST_NOISE,
-    NOISE_MULTIPLE,
     Float32Model,
     distance,
+    float32_bound,
     float64_model,
     least_bound,
     model_inputs,
@@ -76,7 +75,7 @@ def compare_models(
         exact, float64 = [], Proof("UNVERIFIED", math.nan, limit, str(reason))
     reference = Float32Model(a)(feeds)
     noise = distance(reference, exact[0]) if exact else 0.0
-    tolerance = max(NOISE_MULTIPLE * noise, least) if math.isfinite(noise) else GROSS_ERROR
+    tolerance = float32_bound(noise, least)
     float32 = judge(Float32Model(b)(feeds), reference, tolerance)
     if float32.status == "pass" and noise > MOST_NOISE:
         float32 = Proof("UNVERIFIED", float32.error, tolerance, told_noise(noise))

@@ -301,6 +301,11 @@ def _forget_new_names(declared: onnx.GraphProto, inferred: onnx.GraphProto) -> N
                 dim.ClearField("dim_param")
 
 
+def is_standard(node: Node) -> bool:
+    """Whether a node's operator is one of ONNX's own."""
+    return node.domain in (None, "", "ai.onnx")
+
+
 def producer_of(tensor: Tensor) -> Node | None:
     """The node that computes a tensor; None for inputs and initializers."""
     return tensor.inputs[0] if tensor.inputs else None

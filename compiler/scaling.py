@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from compiler.graph import Graph, Node, Tensor
+from compiler.graph import Graph, Node, Tensor, is_standard
 from compiler.rewrite import Float64
 from compiler.shapes import dims_of, length_of, shape_of
 from compiler.slicing_moves import slice_takes
@@ -57,11 +57,6 @@ def forwards(graph: Graph, node: Node, position: int, scale: Float64) -> Float64
     if rule is None:
         raise NoFold(f"{node.op} {node.name!r} reads it")
     return rule(graph, node, position, scale)
-
-
-def is_standard(node: Node) -> bool:
-    """Whether a node's operator is one of ONNX itself."""
-    return node.domain in (None, "", "ai.onnx")
 
 
 def factor_position(graph: Graph, node: Node) -> int | None:

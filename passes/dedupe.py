@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from compiler.graph import Graph, Node, Tensor, export_node, producer_of
+from compiler.graph import Graph, Node, Tensor, export_node, is_standard, producer_of
 from compiler.randomness import draws
 from compiler.region import ancestors
 from compiler.rewrite import Contract, GraphPass
@@ -116,8 +116,8 @@ class Merger:
 
     def _is_understood(self, node: Node) -> bool:
         """Whether equal inputs make equal outputs, as far as we know."""
-        is_standard = node.domain in (None, "", "ai.onnx") and not draws(self._graph, node)
-        return is_standard and len(node.inputs) > 0 and not list(node.subgraphs())
+        is_known = is_standard(node) and not draws(self._graph, node)
+        return is_known and len(node.inputs) > 0 and not list(node.subgraphs())
 
     def _is_free(self, node: Node) -> bool:
         """Whether only nodes read the results: the model promises none, and no body captures one.

@@ -25,7 +25,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 
-from compiler.graph import Graph, Node, Tensor, producer_of
+from compiler.graph import Graph, Node, Tensor, is_standard, producer_of
 from compiler.rewrite import Builder, Contract, LocalPass, Replacement
 from compiler.weights import onnx_type_of
 
@@ -114,7 +114,7 @@ def _why_infinite(graph: Graph, scores: Tensor) -> str | None:
 
 
 def _is_one_of(ops: Collection[str], node: Node | None) -> bool:
-    return node is not None and node.op in ops and node.domain in (None, "", "ai.onnx")
+    return node is not None and node.op in ops and is_standard(node)
 
 
 def _added(graph: Graph, node: Node) -> list[Tensor]:

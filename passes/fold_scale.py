@@ -30,7 +30,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 
-from compiler.graph import Graph, Node, Tensor, producer_of
+from compiler.graph import Graph, Node, Tensor, is_standard, producer_of
 from compiler.region import ancestors
 from compiler.rewrite import Builder, Contract, Float64, LocalPass, Replacement, TensorType
 from compiler.scaling import (
@@ -41,7 +41,6 @@ from compiler.scaling import (
     factor_position,
     fitted,
     forwards,
-    is_standard,
     narrow,
     parts_of,
 )

@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from compiler.graph import Graph, Node, Shape, Tensor, producer_of, static_shape
+from compiler.graph import Graph, Node, Shape, Tensor, is_standard, producer_of, static_shape
 from compiler.rewrite import Builder, Contract, LocalPass, Replacement, TensorType
 from compiler.slicing_moves import slice_takes
 
@@ -106,12 +106,8 @@ class HoistConv(LocalPass[Hoist]):
         return Replacement(builder, [(match.result, moved)])
 
 
-def _is_standard(node: Node) -> bool:
-    return node.domain in (None, "", "ai.onnx")
-
-
 def _is_pointwise(node: Node) -> bool:
-    kernel = static_shape(node.inputs[1]) if node.op == "Conv" and _is_standard(node) else None
+    kernel = static_shape(node.inputs[1]) if node.op == "Conv" and is_standard(node) else None
     return kernel is not None and len(kernel) > 2 and set(kernel[2:]) == {1}
 
 
@@ -119,7 +115,7 @@ def _movers(conv: Node) -> list[Node]:
     """The chain of Resize and Slice nodes that ends in a convolution, the nearest first."""
     movers: list[Node] = []
     node = producer_of(conv.inputs[0])
-    while node is not None and node.op in ("Resize", "Slice") and _is_standard(node):
+    while node is not None and node.op in ("Resize", "Slice") and is_standard(node):
         movers.append(node)
         node = producer_of(node.inputs[0])
     return movers

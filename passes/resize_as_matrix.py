@@ -33,7 +33,7 @@ from typing import Literal
 
 import numpy as np
 
-from compiler.graph import Graph, Node, Tensor
+from compiler.graph import Graph, Node, Tensor, is_standard
 from compiler.interpolation import Matrix, NotLinear, matrices_of, mode_of
 from compiler.rewrite import Builder, Contract, LocalPass, Replacement, TensorType
 from compiler.shapes import dims_of
@@ -77,7 +77,7 @@ class ResizeAsMatrix(LocalPass[Resizing]):
     def match(self, graph: Graph) -> Iterator[Resizing]:
         """Every Resize."""
         for node in graph.nodes:
-            if node.op == "Resize" and node.domain in (None, "", "ai.onnx"):
+            if node.op == "Resize" and is_standard(node):
                 yield Resizing(node.outputs[0].name, node)
 
     def guard(self, graph: Graph, match: Resizing) -> str | None:
@@ -195,7 +195,7 @@ def _shrinking(graph: Graph, resized: Tensor) -> list[Node]:
 
 
 def _makes_less(graph: Graph, node: Node, data: Tensor) -> bool:
-    if node.op != "Conv" or node.domain not in (None, "", "ai.onnx"):
+    if node.op != "Conv" or not is_standard(node):
         return False
     if node.inputs[0] is not data or not graph.is_constant(node.inputs[1]):
         return False

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from compiler.graph import Graph, Node, producer_of, static_shape
+from compiler.graph import Graph, Node, is_standard, producer_of, static_shape
 from compiler.rewrite import Builder, Contract, LocalPass, Replacement, TensorType
 
 SQUEEZING = frozenset({"Flatten", "Reshape", "Squeeze"})
@@ -66,7 +66,7 @@ class SqueezeFirst(LocalPass[Squeezed]):
     def match(self, graph: Graph) -> Iterator[Squeezed]:
         """Every node that drops an axis of one channel behind an elementwise op."""
         for node in graph.nodes:
-            if node.op in SQUEEZING and _is_standard(node) and _drops_channel(node):
+            if node.op in SQUEEZING and is_standard(node) and _drops_channel(node):
                 before = producer_of(node.inputs[0])
                 if before is not None and _is_elementwise(before):
                     yield Squeezed(node.outputs[0].name, node)
@@ -102,11 +102,7 @@ def _why_not_moved(graph: Graph, node: Node) -> str | None:
 
 
 def _is_elementwise(node: Node) -> bool:
-    return node.op in ELEMENTWISE and _is_standard(node)
-
-
-def _is_standard(node: Node) -> bool:
-    return node.domain in (None, "", "ai.onnx")
+    return node.op in ELEMENTWISE and is_standard(node)
 
 
 def _drops_channel(node: Node) -> bool:

@@ -22,7 +22,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from compiler.graph import Graph, Node, producer_of, static_shape
+from compiler.graph import Graph, Node, is_standard, producer_of, static_shape
 from compiler.rewrite import Builder, Contract, LocalPass, Replacement, TensorType
 
 SCALING = frozenset({"Add", "Div", "Mul", "Sub"})
@@ -63,7 +63,7 @@ class TileSoftmax(LocalPass[Rows]):
     def match(self, graph: Graph) -> Iterator[Rows]:
         """Every Softmax."""
         for node in graph.nodes:
-            if node.op == "Softmax" and node.domain in (None, "", "ai.onnx"):
+            if node.op == "Softmax" and is_standard(node):
                 yield Rows(node.outputs[0].name, node)
 
     def guard(self, graph: Graph, match: Rows) -> str | None:
@@ -101,7 +101,7 @@ class TileSoftmax(LocalPass[Rows]):
 
 def _is_scaling(graph: Graph, node: Node) -> bool:
     """Whether a node computes with one number for all, and a single node reads its result."""
-    if node.op not in SCALING or node.domain not in (None, "", "ai.onnx"):
+    if node.op not in SCALING or not is_standard(node):
         return False
     result, data = node.outputs[0], node.inputs[_place_of_data(graph, node)]
     other = graph.weight(node.inputs[1 - _place_of_data(graph, node)])

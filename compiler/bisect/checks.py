@@ -21,12 +21,11 @@ from compiler.verify.kernels.call import UnsupportedInFloat64
 from compiler.verify.proof import REFUSALS, judge
 from compiler.verify.sizes import Sizes
 from compiler.verify.whole import (
-    GROSS_ERROR,
-    NOISE_MULTIPLE,
     RESIZE_BOUND,
     Float32Model,
     accepted_sizes,
     distance,
+    float32_bound,
     float64_model,
     least_bound,
     memoized,
@@ -163,11 +162,8 @@ def _run(path: Path, inputs: Mapping[str, Float64]) -> dict[str, Float64]:
 
 
 def _bound(reference: _Reference, graph: Graph) -> float:
-    if not math.isfinite(reference.noise):
-        return GROSS_ERROR
-    gained = _count_resizes(graph) > reference.resizes
-    least = max(reference.least, RESIZE_BOUND if gained else 0.0)
-    return max(NOISE_MULTIPLE * reference.noise, least)
+    gained = RESIZE_BOUND if _count_resizes(graph) > reference.resizes else 0.0
+    return float32_bound(reference.noise, max(reference.least, gained))
 
 
 def _may_draw(node: Node) -> bool:

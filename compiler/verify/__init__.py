@@ -27,15 +27,14 @@ from compiler.verify.reproducer import write_reproducer, write_stage_reproducer
 from compiler.verify.sizes import Sizes, is_static
 from compiler.verify.structure import record_faults, structure_faults
 from compiler.verify.whole import (
-    GROSS_ERROR,
     MOST_NOISE,
-    NOISE_MULTIPLE,
     RESIZE_BOUND,
     Float32Model,
     accepted_sizes,
     agrees,
     battery,
     distance,
+    float32_bound,
     float64_model,
     least_bound,
     memoized,
@@ -232,10 +231,8 @@ class Verifier:
 
     def _float32_bound(self) -> float:
         """From the source's own noise, and from what was added since the last comparison."""
-        if not math.isfinite(self._noise):
-            return GROSS_ERROR
-        least = max(self._least, RESIZE_BOUND if "Resize" in self._changed_ops else 0.0)
-        return max(NOISE_MULTIPLE * self._noise, least)
+        gained = RESIZE_BOUND if "Resize" in self._changed_ops else 0.0
+        return float32_bound(self._noise, max(self._least, gained))
 
     def _compare_float64(self, stage: Stage, *, is_last: bool) -> Proof:
         """Rung 4: the whole stage in float64 against the source's, through the declared changes."""

@@ -195,6 +195,16 @@ def distance(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
     return max(compare(actual[name], expected[name]).centred_l2 for name in expected)
 
 
+def float32_bound(noise: float, least: float) -> float:
+    """How far a rewritten float32 model may be from a reference that is `noise` off its float64.
+
+    Args:
+        noise: nan where the reference has no float64.
+        least: what roundings show where there is no noise.
+    """
+    return max(NOISE_MULTIPLE * noise, least) if math.isfinite(noise) else GROSS_ERROR
+
+
 def told_noise(noise: float) -> str:
     """Why nothing is verified by the noise of a source: there is none, or it drowns all else."""
     if math.isnan(noise):

@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
-from hub.service import HubService
+from hub.reached import service as service
 from typer.testing import CliRunner
 
 from compiler.cli import app
@@ -350,17 +349,6 @@ def _is_free(folder: Path) -> bool:
 # -- on a device, by the unmodified client and the loopback service --------------------------------
 
 DEVICE = "Samsung Galaxy S24 (Family)"
-
-
-@pytest.fixture
-def service(tmp_path, monkeypatch) -> Iterator[HubService]:
-    """The service, which the client's configuration points to, in workers too."""
-    with HubService() as service:
-        service.write_config(tmp_path / "client.ini")
-        monkeypatch.setenv("QAIHUB_CLIENT_INI", str(tmp_path / "client.ini"))
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        yield service
-    assert service.errors == []
 
 
 def test_on_a_device_nothing_is_uploaded_twice(copied, depth_model, tmp_path, service):

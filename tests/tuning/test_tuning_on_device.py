@@ -1,9 +1,7 @@
 """A search that a device judges: the unmodified client, and the service on this machine."""
 
-from collections.abc import Iterator
-
 import pytest
-from hub.service import HubService
+from hub.reached import service as service
 
 from compiler.errors import UserError
 from compiler.tuning import space
@@ -13,17 +11,6 @@ from compiler.tuning.space import Slot
 
 DEVICE = "Samsung Galaxy S24 (Family)"
 HALF_AN_HOUR = 30.0
-
-
-@pytest.fixture
-def service(tmp_path, monkeypatch) -> Iterator[HubService]:
-    """The service, which the client's configuration points to, in workers too."""
-    with HubService() as service:
-        service.write_config(tmp_path / "client.ini")
-        monkeypatch.setenv("QAIHUB_CLIENT_INI", str(tmp_path / "client.ini"))
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        yield service
-    assert service.errors == []
 
 
 def test_each_candidate_is_profiled_once(tmp_path, depth_model, service, monkeypatch):
