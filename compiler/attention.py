@@ -13,6 +13,7 @@ from compiler.region import ancestors
 
 # What probabilities pass through on their way to the values and stay probabilities, a head a slice.
 _KEPT_BY = frozenset({"Cast", "Identity", "IsNaN", "Mul", "Not", "Where"})
+_PRODUCTS = frozenset({"Einsum", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,20 @@ class Attending:
         )  # fmt: skip
         is_known = isinstance(many, int) and isinstance(few, int) and few > 0
         return many // few if is_known and many % few == 0 else 0
+
+    @property
+    def operands(self) -> list[Tensor]:
+        """What the scores are products of: queries and keys, as the products read them."""
+        if self.is_whole_op:
+            return list(self.softmax.inputs[:2])
+        found: dict[int, Node] = {}
+        pending = list(self.softmax.inputs[:1])
+        while pending:
+            node = producer_of(pending.pop())
+            if node is not None and id(node) not in found:
+                found[id(node)] = node
+                pending += [] if node.op in _PRODUCTS else node.inputs
+        return [t for node in found.values() if node.op in _PRODUCTS for t in node.inputs]
 
     def fault(self, graph: Graph) -> str | None:
         """Why it stays as it is: nothing is rewritten there, or no Softmax along the last axis."""

@@ -43,6 +43,7 @@ class Slicer:
         self._left_of: dict[int, tuple[Tensor, Take]] = {}
         self._known: dict[tuple[int, Take], Tensor] = {}
         self._not_free: set[tuple[int, Take]] = set()
+        self._computed_whole: set[int] = set()
         self._steps: int | None = None
 
     def pull(self, tensor: Tensor, take: Take) -> Tensor:
@@ -59,6 +60,10 @@ class Slicer:
             self._count_step()
             self._known[key] = self._pulled(tensor, take)
         return self._known[key]
+
+    def compute_whole(self, tensors: Sequence[Tensor]) -> None:
+        """Has each of these computed whole, and cut by an explicit slice, unless a part is free."""
+        self._computed_whole |= {id(tensor) for tensor in tensors}
 
     def rejoined(self, tensor: Tensor, takes: Sequence[Take]) -> Tensor:
         """All of a tensor from slices of one axis, those that others made of it where there are."""
@@ -135,6 +140,8 @@ class Slicer:
             return self._sliced_constant(tensor, take)
         if id(tensor) in self._left_of:
             return self._further(*self._left_of[id(tensor)], take)
+        if id(tensor) in self._computed_whole and self._steps is None:
+            return self.pull_free(tensor, take) or self._left(tensor, take)
         node = producer_of(tensor)
         pulled = None if node is None else self._by_rule(node, tensor, take)
         if pulled is None and node is not None and take.drop and length_of(tensor, take.axis) > 1:
@@ -152,7 +159,7 @@ class Slicer:
                 return reshaped
         if self._steps is not None:
             raise NotFree
-        left = self._slice_node(tensor, take)
+        left = self.cut(tensor, take)
         self.slices_left[id(left)] = left
         self._left_of[id(left)] = (tensor, take)
         return left
@@ -224,7 +231,8 @@ class Slicer:
         origin = weight.how if isinstance(weight, NewWeight) else source.name
         return self.builder.constant(values, source.dtype, f"{origin}{how}")
 
-    def _slice_node(self, tensor: Tensor, take: Take) -> Tensor:
+    def cut(self, tensor: Tensor, take: Take) -> Tensor:
+        """An explicit slice, whatever computes the tensor."""
         axis = self.builder.ints([take.axis], "axis")
         shape = take.shape(dims_of(tensor))
         if take.drop:

@@ -8,7 +8,7 @@ from running import Result, applied, error_in_float32, proofs, refusal
 
 from compiler.graph import producer_of, static_shape
 from compiler.rewrite import apply_pass
-from compiler.slicing import RULES
+from compiler.slicing import RULES, Slicer
 from compiler.verify.proof import prove
 from passes.split_heads import SplitHeads
 from passes.split_queries import Queries, SplitQueries
@@ -78,6 +78,12 @@ def check(result: Result, pass_: SplitQueries, sizes: list[int], op: str = "Soft
 
 
 # -- what is left alone ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tile", [0, -4])
+def test_no_tile(tile):
+    reason = refusal(attention(), SplitQueries(tile=tile), 18)
+    assert reason == f"tile={tile} is not a number of query tokens"
 
 
 @pytest.mark.parametrize("tile", [7, 8, 100])
@@ -157,16 +163,45 @@ def test_every_attention(mask, tile, sizes, tmp_path):
         assert error_in_float32(result, pass_, tmp_path) < 1e-4
 
 
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("tile", "sizes"), [(4, [4, 4]), (3, [3, 3, 3]), (6, [6, 6])])
+def test_a_full_last_tile_begins_in_the_one_before(mask, tile, sizes, tmp_path):
+    """Rows that are computed twice are cut off: one Slice more."""
+    pass_ = SplitQueries(tile=tile, last="full")
+    result = applied(attention(**MASKS[mask]), pass_, 18)
+    check(result, pass_, sizes, "Div" if mask == "taken apart" else "Softmax")
+    short = applied(attention(**MASKS[mask]), SplitQueries(tile=tile), 18)
+    assert result.ops.count("Slice") == short.ops.count("Slice") + 1
+    if mask != "causal":
+        assert error_in_float32(result, pass_, tmp_path) < 1e-4
+
+
+def test_a_full_last_tile_where_all_are_full():
+    result = applied(attention(6), SplitQueries(tile=3, last="full"))
+    assert result.ops == applied(attention(6), SplitQueries(tile=3)).ops
+
+
+def test_a_full_last_tile_below_opset_10():
+    """There the limits of a Slice are attributes: rows are gathered."""
+    pass_ = SplitQueries(tile=4, last="full")
+    result = applied(attention(), pass_, 9)
+    assert (result.ops.count("Slice"), result.ops.count("Gather")) == (0, 3)
+    assert [(proof.status, proof.error <= 1e-13) for proof in proofs(result, pass_)] == [
+        ("pass", True)
+    ]
+
+
 def test_tokens_keys_and_widths_of_one_size():
     pass_ = SplitQueries(tile=2)
     check(applied(attention(4, 4, 4), pass_), pass_, [2, 2])
 
 
 def test_a_projection_is_not_repeated():
-    """A tile takes its rows of the projected queries: one Slice, behind the bias' Add or before."""
+    """A tile takes its rows of the queries as the scores read them: the bias stays with all."""
     result = applied(attention(), SplitQueries(tile=4))
     (slices,) = {n.inputs[0].name for n in result.graph.nodes if n.op == "Slice"}
-    assert slices == "q0"
+    assert slices == "q"
+    assert (result.ops.count("Add"), result.ops.count("Transpose")) == (1, 4)
 
 
 def test_a_projection_by_weights_that_were_cast_is_not_repeated():
@@ -175,7 +210,7 @@ def test_a_projection_by_weights_that_were_cast_is_not_repeated():
     text = text.replace("{ q0", "{ wq = Cast<to=1>(hq) q0")
     (slices,) = {n.inputs[0].name for n in applied(text, SplitQueries(tile=4)).graph.nodes
                  if n.op == "Slice"}  # fmt: skip
-    assert slices == "q0"
+    assert slices == "q"
 
 
 @pytest.mark.parametrize("tile", [1, 3, 6])
@@ -229,6 +264,7 @@ ORDERS = {
     "queries first": [SplitQueries(tile=4), SplitHeads()],
     "two heads together": [SplitQueries(tile=4), SplitHeads(group=2)],
     "heads added": [SplitQueries(tile=3), SplitHeads(merge="sum")],
+    "heads first, a full last tile": [SplitHeads(), SplitQueries(tile=4, last="full")],
 }
 
 
@@ -249,11 +285,20 @@ def test_with_split_heads_in_either_order(order, mask):
     assert {math.prod(shape[:-2]) for shape in softmax} == {groups}
     assert result.ops.count("MatMul") == {
         # Keys and values of a group are projected once, whatever the order; so are queries.
-        "heads first": 4 * 3 + 8 * 2 + 1, "queries first": 4 * 3 + 8 * 2 + 1,
         "two heads together": 2 * 3 + 4 * 2 + 1, "heads added": 4 * 3 + 12 * 2 + 4,
-    }[order]  # fmt: skip
+    }.get(order, 4 * 3 + 8 * 2 + 1)  # fmt: skip
     for pass_ in (first, second):
         assert apply_pass(result.graph.copy(), pass_).rewrites == []
+
+
+def test_split_heads_goes_before_a_full_last_tile():
+    """It does not follow a tile through the cut to the others, and says so."""
+    result = applied(attention(h=4), SplitQueries(tile=4, last="full"), 18)
+    done = apply_pass(result.graph, SplitHeads())
+    assert done.rewrites == []
+    reasons = [refusal.reason for refusal in done.refusals]
+    assert len(reasons) == 2
+    assert all("is never merged with the features" in reason for reason in reasons)
 
 
 def _of_four(how: dict[str, object]) -> dict[str, object]:
@@ -283,6 +328,26 @@ def test_a_fault_in_the_tiles_is_caught(monkeypatch, fault):
     right = Queries.takes
     monkeypatch.setattr(Queries, "takes", lambda self, tile: FAULTS[fault](right(self, tile)))
     assert statuses(SplitQueries(tile=3)) == ["fail"]
+
+
+CUTS = {
+    "nothing cut": lambda take: replace(take, start=0, stop=take.size),
+    "one row late": lambda take: replace(take, start=take.start - 1, stop=take.stop - 1),
+    "the last rows cut": lambda take: replace(take, start=0, stop=take.stop - take.start),
+}
+
+
+@pytest.mark.parametrize("fault", CUTS)
+def test_a_fault_in_what_is_cut_off_is_caught(monkeypatch, fault):
+    right, pass_ = Slicer.cut, SplitQueries(tile=3, last="full")
+
+    def wrong(slicer, tensor, take):
+        is_result = tensor.shape[-2] == pass_.tile  # the queries are cut of all rows
+        return right(slicer, tensor, CUTS[fault](take) if is_result else take)
+
+    monkeypatch.setattr(Slicer, "cut", wrong)
+    result = applied(attention(5, 6, 7), pass_)
+    assert [proof.status for proof in proofs(result, pass_)] == ["fail"]
 
 
 def test_tiles_of_the_keys_are_caught(monkeypatch):
