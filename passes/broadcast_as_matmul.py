@@ -10,7 +10,7 @@ slower by orders of magnitude.
 
 Measured on a windowed layer of SAM-B's image encoder at 1024×1024, behind merge_axes and together
 with einsum_as_matmul, simulated ms: IQ-9075 231.00 → 62.31; before, 4 ops had no cost in the
-simulation, after it none. SA8797 has 10.83 with all of the README's pipeline.
+simulation, after it none. With the pipeline of tools/npu.toml SA8797 has 10.83.
 
 Zero times infinity is no number, so what is broadcast has to be a product: a mask is none.
 
