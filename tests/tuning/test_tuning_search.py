@@ -125,6 +125,12 @@ def test_what_the_user_decided_is_kept_and_in_the_users_order():
         assert kept == list(base)
 
 
+def test_what_is_added_to_scores_joins_them_before_heads_are_split():
+    names = [name_of(text) for text in Space.around(()).recommended()]
+    ordered = ["einsum_as_matmul", "broadcast_as_matmul", "join_products", "split_heads"]
+    assert [name for name in names if name in ordered] == ordered
+
+
 def test_a_pass_stands_at_its_place_in_the_order():
     space = Space.around(("insert_resize:height=4:width=4", "flip_average", "./mine.py"))
     names = [name_of(text) for text in space.recommended()]
