@@ -7,9 +7,10 @@ Ranges are those of images: a folder of photos (`--images`), or generated ones. 
 what is lost on other images, and reports it; `max_loss=0.02` fails above 2 % AbsRel. To stay below,
 with 8 or 16 bits the layers that lose most alone keep float16, as few as it takes; with
 `activations=mixed` all have 8 bits but a run of layers from one end, which has 16: in between the
-NPU would convert. `layers=measure` measures every layer alone. `attention=8` gives 8 bits to every
-attention (projections, scores, Softmax, product with the values) in a model of 16: most of what 8
-bits gain, for less than what they lose.
+NPU would convert. Images that calibrate choose the layers; where those that judge lose too much
+even so, further ones are spared in the same order, which is told. `layers=measure` measures every
+layer alone. `attention=8` gives 8 bits to every attention (projections, scores, Softmax, product
+with the values) in a model of 16: most of what 8 bits gain, for less than what they lose.
 
 Put it last: split_heads, fold_norm, fold_scale and linear_as_gemm make it faster still. Weights
 have 8 bits; Erf patterns become Gelu, for which the NPU has a kernel of whole numbers.
