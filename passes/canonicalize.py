@@ -131,14 +131,16 @@ def _through_onnxsim(graph: Graph) -> Graph:
     held = {t.name: t._values for t in graph.constants() if _is_held(t)}
     model = graph.to_model(stubs=held)
     stubs = [tensor for tensor in model.graph.initializer if tensor.name in held]
-    visible = [tensor for tensor in model.graph.initializer if tensor.name not in held]
+    defaults = [tensor for tensor in model.graph.initializer if tensor.name in graph.defaults]
+    aside = {*held, *graph.defaults}  # onnxsim takes a default for a constant
+    visible = [tensor for tensor in model.graph.initializer if tensor.name not in aside]
     stand_ins = [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in stubs]
     given, declared = model.graph.input, model.graph.output
     skipped = [MERGES_EQUAL_NODES] if is_random(graph) else None
     with _silence():  # of each node that it can't fold onnxsim says so
         bare = _with(model, visible, [*given, *stand_ins])
         model, _ = onnxsim.simplify(bare, skipped_optimizers=skipped)
-    model = _with(model, [*model.graph.initializer, *stubs], given)
+    model = _with(model, [*model.graph.initializer, *stubs, *defaults], given)
     # A size that only onnxsim knows is no one's promise; `Graph` infers what the model itself says.
     del model.graph.output[:], model.graph.value_info[:]
     model.graph.output.extend(declared)

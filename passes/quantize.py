@@ -48,7 +48,7 @@ class Quantize(ApproximatePass):
     layers: Literal["skip", "measure"] = "skip"
 
     def refusals(self, graph: Graph) -> list[Refusal]:
-        """A model with whole numbers in it, and one with floats of other widths than 32 bits."""
+        """What has whole numbers in it, floats of other widths than 32 bits, or optional inputs."""
         done = quantized_node(graph)
         if done is not None:
             return [Refusal(WHOLE_MODEL, f"is quantized already: {done.op} {done.name!r}")]
@@ -57,6 +57,11 @@ class Quantize(ApproximatePass):
             if kind.is_float and tensor.dtype != np.float32:
                 reason = f"{tensor.name!r} is {kind}: only float32 models are quantized"
                 return [Refusal(WHOLE_MODEL, reason)]
+        if graph.defaults:  # the recipe takes them for constants
+            reason = (
+                f"callers may feed {next(iter(graph.defaults))!r}: only constants are quantized"
+            )
+            return [Refusal(WHOLE_MODEL, reason)]
         return self._attention_refusals(graph)
 
     def _attention_refusals(self, graph: Graph) -> list[Refusal]:

@@ -63,7 +63,7 @@ def told(tool: str) -> Iterator[None]:
 
 def embedded(graph: Graph) -> onnx.ModelProto:
     """The graph with all of its weights inside. Raises UserError where that is too large."""
-    weights = {t.name: t._values for t in graph.constants()}
+    weights = {t.name: t._values for t in graph.initializers()}
     nbytes = sum(int(weight.nbytes) for weight in weights.values())
     if nbytes > LARGEST_NBYTES:
         raise UserError(

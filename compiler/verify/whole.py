@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -23,7 +23,7 @@ from compiler.verify.inputs import image_inputs
 from compiler.verify.measure import compare
 from compiler.verify.proof import image_like_inputs
 from compiler.verify.sizes import Sizes, is_static, likely_sizes
-from compiler.weights import onnx_type_of
+from compiler.weights import Weight, onnx_type_of
 
 # A rewritten float32 model may be this many times as far from its reference as the source model is
 # from its own float64 values: both sides round, and a folded constant rounds once more.
@@ -87,13 +87,22 @@ class Float32Model:
 
 
 def float64_model(graph: Graph, on_node: Callable[[int], None] | None = None) -> Function:
-    """The whole graph as a function in float64; raises UnsupportedInFloat64 when it is called."""
+    """The whole graph as a function in float64; raises UnsupportedInFloat64 when it is called.
+
+    Optional inputs have their defaults, as in onnxruntime where nobody feeds them.
+    """
     region = whole(graph)
+    defaults = {name: cast(Weight, t._values).exact() for name, t in graph.defaults.items()}
 
     def run(inputs: Mapping[str, Float64]) -> dict[str, Float64]:
         constants = region.exact_constants()
         return evaluate(
-            region.nodes, constants, inputs, list(region.outputs), region.opsets, on_node=on_node
+            region.nodes,
+            constants,
+            {**defaults, **inputs},
+            list(region.outputs),
+            region.opsets,
+            on_node=on_node,
         )
 
     return run
