@@ -70,13 +70,13 @@ def compare_models(
             float64_model(graph, partial(_show, progress, path, len(graph.nodes)))(feeds)
             for path, graph in zip((a, b), graphs, strict=True)
         ]
-        float64 = judge(exact[1], exact[0], limit)
+        float64 = judge(exact[1], exact[0], limit, noise=min(limit, least))
     except UnsupportedInFloat64 as reason:
         exact, float64 = [], Proof("UNVERIFIED", math.nan, limit, str(reason))
     reference = Float32Model(a)(feeds)
-    noise = distance(reference, exact[0]) if exact else 0.0
+    noise = distance(reference, exact[0], least) if exact else 0.0
     tolerance = float32_bound(noise, least)
-    float32 = judge(Float32Model(b)(feeds), reference, tolerance)
+    float32 = judge(Float32Model(b)(feeds), reference, tolerance, noise=least)
     if float32.status == "pass" and noise > MOST_NOISE:
         float32 = Proof("UNVERIFIED", float32.error, tolerance, told_noise(noise))
     return Comparison(float64, float32)

@@ -15,7 +15,7 @@ from compiler import verify
 from compiler.building import build_stages
 from compiler.compare import compare_models
 from compiler.errors import UserError, VerificationError
-from compiler.graph import Graph
+from compiler.graph import Graph, producer_of
 from compiler.pipeline import parse_pipeline
 from compiler.region import TensorType
 from compiler.rewrite import Builder, LocalPass, Replacement, Signature, apply_pass
@@ -519,6 +519,59 @@ def test_sizes_that_a_model_takes_are_found(model_of, tmp_path, text):
     assert first.symbols != second.symbols
     shapes = with_shapes(tmp_path / "model.onnx", types, first).shapes
     assert "y" in shapes
+
+
+SUMS = """g (float[1,40,77] x) => (float[1,40] y) <int64[1] last = {2}>
+    { p = Softmax(x) y = ReduceSum <keepdims = 0> (p, last) }"""
+
+
+@dataclass(frozen=True)
+class SumAsProduct(LocalPass[Softmax]):
+    """The sum of a Softmax, which is 1 but for rounding, as a product with a vector of `weight`."""
+
+    weight: float
+    contract = "algebraic"
+
+    def match(self, graph):
+        return [Softmax(n.outputs[0].name, n) for n in graph.nodes if n.op == "ReduceSum"]
+
+    def guard(self, graph, match):
+        return None
+
+    def rewrite(self, graph, match):
+        builder = Builder(graph, match.place)
+        values = producer_of(match.node.inputs[0]).inputs[0]
+        log = builder.node("LogSoftmax", [values], (1, 40, 77), axis=-1)
+        exponential = builder.node("Exp", [log], (1, 40, 77))
+        ones = builder.constant(np.full(77, self.weight), np.dtype(np.float32), "a sum")
+        total = builder.node("MatMul", [exponential, ones], (1, 40))
+        return Replacement(builder, [(match.node.outputs[0], total)])
+
+
+def test_a_result_that_only_rounding_moves_is_unverified(model_of, build):
+    """An honest rewrite is no fault, and nothing was shown: in float64, float32, and as a whole."""
+    *_, stage = build(model_of(SUMS, 17), [SumAsProduct(1)], "full")
+    for proof in (stage.report.float64, stage.report.float32, stage.report.whole_float64):
+        assert proof["status"] == "UNVERIFIED"
+        assert "constant" in proof["detail"]
+        assert proof["error"] <= 1e-6
+
+
+@pytest.mark.parametrize("weight", [1 + 1e-5, 0.99, -1, 2])
+def test_another_result_that_only_rounding_moves_is_a_fault(model_of, build, weight):
+    with pytest.raises(VerificationError, match="tensor 'y'"):
+        build(model_of(SUMS, 17), [SumAsProduct(weight)])
+
+
+@pytest.mark.parametrize(("weight", "status"), [(1, "UNVERIFIED"), (1.001, "fail")])
+def test_whole_models_whose_outputs_only_rounding_moves(model_of, tmp_path, weight, status):
+    paths = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    onnx.save(model_of(SUMS, 17), paths[0])
+    graph = Graph.load(paths[0])
+    apply_pass(graph, SumAsProduct(weight))
+    onnx.save(graph.to_model(), paths[1])
+    comparison = compare_models(*paths)
+    assert (comparison.float64.status, comparison.float32.status) == (status, status)
 
 
 def test_split_heads_is_exact(depth_model):

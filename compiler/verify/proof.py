@@ -31,7 +31,7 @@ from compiler.verify.blindness import blind_softmax, probabilities_of
 from compiler.verify.float64 import evaluate
 from compiler.verify.inputs import cut_input, natural_image
 from compiler.verify.kernels.call import UnsupportedInFloat64
-from compiler.verify.measure import Error, compare
+from compiler.verify.measure import FLOAT64_NOISE, Error, compare
 from compiler.verify.sizes import Sizes, guessed_sizes, is_static
 
 Status = Literal["pass", "fail", "UNVERIFIED"]
@@ -218,12 +218,14 @@ def judge(
     bound: float,
     *,
     settled: Collection[str] = (),
+    noise: float = FLOAT64_NOISE,
 ) -> Proof:
     """The verdict over all outputs; a vacuous comparison is never a pass.
 
-    The outputs named in `settled` depend on nothing that could have been chosen otherwise.
+    The outputs named in `settled` depend on nothing that could have been chosen otherwise; what
+    spreads by no more than `noise` does so by rounding.
     """
-    errors = {name: compare(actual[name], expected[name]) for name in expected}
+    errors = {name: compare(actual[name], expected[name], noise) for name in expected}
     name = max(errors, key=lambda key: errors[key].centred_l2)
     worst = errors[name]
     if not worst.centred_l2 <= bound:

@@ -199,9 +199,9 @@ def least_bound(graph: Graph) -> float:
     return LEAST_ROUNDINGS * narrowest
 
 
-def distance(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
-    """The worst centred relative L2 over the outputs."""
-    return max(compare(actual[name], expected[name]).centred_l2 for name in expected)
+def distance(actual: Mapping[str, Any], expected: Mapping[str, Any], least: float) -> float:
+    """The worst centred relative L2 over the outputs; see `least_bound` for `least`."""
+    return max(compare(actual[name], expected[name], least).centred_l2 for name in expected)
 
 
 def float32_bound(noise: float, least: float) -> float:
