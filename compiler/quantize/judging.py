@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 from compiler.errors import UserError, VerificationError
 from compiler.pictures import is_map
 from compiler.progress import Progress
-from compiler.quantize.evidence import Evidence, Feeds, in_memory, rounding, told
+from compiler.quantize.evidence import Evidence, Feeds, in_memory, told
 from compiler.quantize.images import Images
 from compiler.quantize.loss import Judged, Loss, Runner, image_loss, loss_of, worst_image
 from compiler.quantize.truth import Map, against_truth, text
@@ -67,8 +65,8 @@ class Judge:
         """Writes the loss into a stage's report. Raises VerificationError if it is too much."""
         bound = self._pass.max_loss
         self._progress(f"judging {self._pass.name}", 0, 1)
-        with _rounded(after.path) as run:
-            made = {name: run(feeds) for name, feeds in self._judging.items()}
+        run = Float32Model(after.path, rounded=True)  # as it is written: float16 is rounded
+        made = {name: run(feeds) for name, feeds in self._judging.items()}
         loss = Loss(tuple(image_loss(name, made[name], wanted)
                           for name, (_, wanted) in self._expected.items()))  # fmt: skip
         after.report.loss = loss.record() | {"max_loss": bound}
@@ -119,18 +117,6 @@ def _maps(outputs: Mapping[str, Mapping[str, NDArray[Any]]]) -> dict[str, Map]:
     """The first output of each image, H×W."""
     firsts = {name: np.asarray(next(iter(all_.values()))) for name, all_ in outputs.items()}
     return {name: values.reshape(values.shape[-2:]) for name, values in firsts.items()}
-
-
-@contextmanager
-def _rounded(path: Path) -> Iterator[Runner]:
-    """A stage as a function, as it is written: float16 is rounded."""
-    model = onnx.load(path, load_external_data=False)
-    beside = path.with_name(f".{path.name}.rounding")  # where its weights are
-    try:
-        beside.write_bytes(rounding(model).SerializeToString())
-        yield Float32Model(beside)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _loss(model: onnx.ModelProto, judged: Judged) -> float:

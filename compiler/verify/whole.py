@@ -15,7 +15,8 @@ from onnx import TensorProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from compiler.errors import UserError
-from compiler.graph import Graph
+from compiler.graph import Graph, infer_shapes
+from compiler.quantize.evidence import rounding
 from compiler.region import TensorType, whole
 from compiler.rewrite import Float64, Function
 from compiler.verify.float64 import UnsupportedInFloat64, evaluate
@@ -40,6 +41,8 @@ MOST_NOISE = 0.1
 RESIZE_BOUND = 2.0**-15
 
 ort.set_default_logger_severity(3)
+# Where the external weights of a model are that is given as bytes.
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LOAD_ERRORS = (ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph,
                 ort_errors.InvalidProtobuf, ort_errors.NotImplemented,
                 ort_errors.RuntimeException)  # fmt: skip
@@ -48,20 +51,23 @@ _LOAD_ERRORS = (ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidG
 class Float32Model:
     """A model in onnxruntime on the CPU: as written, or as users run it (optimized).
 
+    What is float16 is computed in float32 all the same, unless every result is to be `rounded`.
     Raises UserError for a model that onnxruntime can't load, or can't run on given inputs.
     """
 
-    def __init__(self, path: Path, *, optimized: bool = False) -> None:
+    def __init__(self, path: Path, *, optimized: bool = False, rounded: bool = False) -> None:
         self._path = path
+        model = _rounding(path).SerializeToString() if rounded else str(path)
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what it refuses is raised, and told once
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
         )
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
         providers = ["CPUExecutionProvider"]
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=providers)
+            self._session = ort.InferenceSession(model, options, providers=providers)
         except _LOAD_ERRORS as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path}: onnxruntime can't load it: {reason}") from error
@@ -84,6 +90,10 @@ class Float32Model:
             name: value.astype(np.float64) if getattr(value, "dtype", _ANY).kind == "f" else value
             for name, value in zip(self.outputs, values, strict=True)
         }
+
+
+def _rounding(path: Path) -> onnx.ModelProto:
+    return rounding(infer_shapes(onnx.load(path, load_external_data=False)))
 
 
 def float64_model(graph: Graph, on_node: Callable[[int], None] | None = None) -> Function:
