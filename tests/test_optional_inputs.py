@@ -118,6 +118,20 @@ def test_float16_takes_what_a_caller_feeds(tmp_path):
     assert np.abs(outputs_of(stages[-1].path) - wanted).max() < 0.01 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("passes", ["canonicalize,flip_average", "canonicalize,float16"])
+def test_a_large_default_is_kept_in_the_file_of_weights(tmp_path, passes):
+    source, stages = build(IMAGE.replace("8,8", "16,16"), passes, tmp_path)
+    places = [stage.graph.defaults["b"]._values.source for stage in stages]
+    assert places[0][0] == stages[0].path.with_name("weights.bin")
+    assert places == places[:1] * len(stages)
+    given = onnx.load(stages[-1].path).graph
+    assert [value.name for value in given.input] == ["image", "w", "b"]
+    wanted = onnx.load(source).graph.initializer
+    assert {t.name: numpy_helper.to_array(t).tolist() for t in wanted}.items() <= {
+        t.name: numpy_helper.to_array(t).tolist() for t in given.initializer
+    }.items()
+
+
 def test_the_build_says_what_is_no_constant(tmp_path):
     _, stages = build(LINEAR, "canonicalize", tmp_path)
     assert stages[0].report.notes[0].startswith("callers may feed 'w', 'b' (initializers that")

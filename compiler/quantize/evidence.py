@@ -121,7 +121,7 @@ def taken_over(model: onnx.ModelProto, before: Graph) -> Graph:
 
     `model` is edited on the way.
     """
-    kept = {t.name: t._values for t in before.constants()}
+    kept = {t.name: t._values for t in before.initializers()}
     same = {
         tensor.name: kept[tensor.name]
         for tensor in model.graph.initializer
