@@ -574,6 +574,41 @@ def test_whole_models_whose_outputs_only_rounding_moves(model_of, tmp_path, weig
     assert (comparison.float64.status, comparison.float32.status) == (status, status)
 
 
+@dataclass(frozen=True)
+class Capped(LocalPass[Softmax]):
+    """Relu as a Clip at 100: more than random values at the cut, and natural images, come to."""
+
+    contract = "algebraic"
+
+    def match(self, graph):
+        return [Softmax(n.outputs[0].name, n) for n in graph.nodes if n.op == "Relu"]
+
+    def guard(self, graph, match):
+        return None
+
+    def rewrite(self, graph, match):
+        builder, (data,) = Builder(graph, match.place), match.node.inputs
+        ends = [builder.constant(np.array(v), np.dtype(np.float32), "an end") for v in (0.0, 100.0)]
+        capped = builder.node("Clip", [data, *ends], (1, 3, 8, 8))
+        return Replacement(builder, [(match.node.outputs[0], capped)])
+
+
+def test_an_output_that_shows_nothing_spares_the_others_no_image(model_of, build):
+    text = """g (float[1,3,8,8] image) => (float[1,3,8,8] y, float[1,1,8,8] z)
+        <float part = {0.3}, int64[1] channels = {1}>
+        { p = Softmax <axis = 1> (image) z = ReduceSum(p, channels)
+          a = Mul(image, part) y = Relu(a) }"""
+    with pytest.raises(VerificationError, match="on the image 'large'"):
+        build(model_of(text, 17), [Capped()], "full")
+
+
+def test_every_image_is_compared_for_an_output_that_is_no_number(model_of, build):
+    text = """g (float[1,3,8,8] image) => (bool[1,3,8,8] y) <float half = {128}>
+        { a = Identity(image) y = Greater(a, half) }"""
+    *_, stage = build(model_of(text, 17), "canonicalize", "full")
+    assert stage.report.whole_float64["status"] == "pass"
+
+
 def test_split_heads_is_exact(depth_model):
     graph = Graph.load(depth_model)
     done = apply_pass(graph, SplitHeads())
