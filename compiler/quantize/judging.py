@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +54,11 @@ class Judge:
     def evidence(self) -> Evidence:
         """What the pass gets."""
         calibration = self._images.calibration(self._graph)
-        choosing = self._with_expected(dict(islice(calibration.items(), len(self._judging))))
+        images = dict(islice(calibration.items(), len(self._judging)))
+        choosing = cache(lambda: self._with_expected(images))  # a pass may have nothing to choose
 
         def loss(model: onnx.ModelProto, quick: bool) -> float:
-            return _loss(model, dict(islice(choosing.items(), QUICK if quick else None)))
+            return _loss(model, dict(islice(choosing().items(), QUICK if quick else None)))
 
         return Evidence(list(calibration.values()), loss, self._judged, self._progress)
 
