@@ -381,6 +381,26 @@ def test_unfit_inputs_are_refused(pair, tmp_path, arrays, said):
         compare_models(*pair(), inputs=tmp_path / "in.npz")
 
 
+DEFAULT = "g (float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 1}> { y = Mul(x, w) }"
+
+
+@pytest.mark.parametrize(("given", "status"), [({}, "pass"), ({"w": [3, 4]}, "fail")])
+def test_optional_inputs_are_fed_where_the_file_holds_them(pair, tmp_path, given, status):
+    """x · w² is x · w as long as nobody feeds another w than the default."""
+    np.savez(tmp_path / "in.npz", **{k: np.float32(v) for k, v in {"x": [1, 2], **given}.items()})
+    squared = DEFAULT.replace("y = Mul(x, w)", "v = Mul(w, w) y = Mul(x, v)")
+    models = pair(text=DEFAULT, other=squared)
+    comparison = compare_models(*models, inputs=tmp_path / "in.npz")
+    assert (comparison.float64.status, comparison.float32.status) == (status, status)
+
+
+def test_an_optional_input_of_one_model_alone_is_refused(pair, tmp_path):
+    np.savez(tmp_path / "in.npz", x=np.float32([1, 2]), w=np.float32([3, 4]))
+    models = pair(text=DEFAULT, other=DEFAULT.replace(", float[2] w)", ")"))
+    with pytest.raises(UserError, match="don't both take 'w' as an input"):
+        compare_models(*models, inputs=tmp_path / "in.npz")
+
+
 def test_inputs_that_are_no_npz_are_refused(pair, tmp_path):
     (tmp_path / "in.npz").write_text("no")
     with pytest.raises(UserError, match=r"in\.npz"):

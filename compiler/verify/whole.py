@@ -72,14 +72,20 @@ class Float32Model:
             reason = " ".join(str(error).split())
             raise UserError(f"{path}: onnxruntime can't load it: {reason}") from error
         self.outputs = [output.name for output in self._session.get_outputs()]
-        self._types = {
-            i.name: _NUMPY_TYPES.get(i.type, np.float32) for i in self._session.get_inputs()
-        }
+        self._types, self._optional = (
+            {i.name: _NUMPY_TYPES.get(i.type, np.float32) for i in found}
+            for found in (self._session.get_inputs(), self._session.get_overridable_initializers())
+        )
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Float64]:
-        """Runs the model; inputs are rounded to the model's types, outputs come as float64."""
+        """Runs the model; inputs are rounded to the model's types, outputs come as float64.
+
+        Optional inputs that are not among `inputs` have their defaults.
+        """
+        given = {name: kind for name, kind in self._optional.items() if name in inputs}
         feeds: dict[str, Any] = {
-            name: np.asarray(inputs[name]).astype(kind) for name, kind in self._types.items()
+            name: np.asarray(inputs[name]).astype(kind)
+            for name, kind in {**self._types, **given}.items()
         }
         try:
             values = self._session.run(self.outputs, feeds)
@@ -99,7 +105,7 @@ def _rounding(path: Path) -> onnx.ModelProto:
 def float64_model(graph: Graph, on_node: Callable[[int], None] | None = None) -> Function:
     """The whole graph as a function in float64; raises UnsupportedInFloat64 when it is called.
 
-    Optional inputs have their defaults, as in onnxruntime where nobody feeds them.
+    Optional inputs that it isn't given have their defaults, as in onnxruntime.
     """
     region = whole(graph)
 
