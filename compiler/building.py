@@ -7,7 +7,7 @@ import hashlib
 import resource
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -129,6 +129,11 @@ class Builder:
         start = time.perf_counter()
         graph = Graph.load(path)
         report = StageReport("source", "00_source", "", nodes_before=len(graph.nodes))
+        if graph.defaults:
+            report.notes.append(
+                f"callers may feed {_some(graph.defaults)} (initializers that are inputs, too): "
+                "none is taken for a constant; if they are, take them out of the inputs"
+            )
         return self._finished(graph, report, Applied(), start)
 
     def apply(self, before: Stage, pass_: Pass, number: int, judge: Judge | None = None) -> Stage:
@@ -174,6 +179,13 @@ class Builder:
         if not self._allow_noop:
             raise UserError(f"{text} (--allow-noop builds all the same)")
         report.notes.append(text)
+
+
+def _some(names: Collection[str]) -> str:
+    """`a, b, c and 9 more`."""
+    first = list(names)[:3]
+    more = len(names) - len(first)
+    return ", ".join(map(repr, first)) + (f" and {more} more" if more else "")
 
 
 @contextmanager

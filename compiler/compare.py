@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from compiler.errors import UserError
 from compiler.graph import Graph
 from compiler.progress import Progress, nothing
+from compiler.region import TensorType
 from compiler.rewrite import Signature
 from compiler.verify.kernels.call import UnsupportedInFloat64
 from compiler.verify.proof import Proof, judge
@@ -55,14 +57,15 @@ def compare_models(
     Args:
         a: the reference.
         b: the model in question; must have the same inputs and outputs.
-        inputs: an `.npz` file with one array an input; generated if None.
+        inputs: an `.npz` file with one array an input; generated if None. Optional inputs that it
+            doesn't hold have their defaults.
         bound: the largest centred relative L2 error in float64; default: sixteen roundings of the
             models' own float type, for the weights of two files are rounded each for itself.
         progress: told where the float64 evaluation stands.
     """
     graphs = Graph.load(a), Graph.load(b)
     signature = _same_signature(a, b, *(Signature.of(graph) for graph in graphs))
-    feeds = _generated(a, signature) if inputs is None else _read(inputs, signature)
+    feeds = _generated(a, signature) if inputs is None else _read(inputs, signature, graphs)
     least = max(least_bound(graph) for graph in graphs)
     limit = least if bound is None else bound
     try:
@@ -70,13 +73,13 @@ def compare_models(
             float64_model(graph, partial(_show, progress, path, len(graph.nodes)))(feeds)
             for path, graph in zip((a, b), graphs, strict=True)
         ]
-        float64 = judge(exact[1], exact[0], limit)
+        float64 = judge(exact[1], exact[0], limit, noise=min(limit, least))
     except UnsupportedInFloat64 as reason:
         exact, float64 = [], Proof("UNVERIFIED", math.nan, limit, str(reason))
     reference = Float32Model(a)(feeds)
-    noise = distance(reference, exact[0]) if exact else 0.0
+    noise = distance(reference, exact[0], least) if exact else 0.0
     tolerance = float32_bound(noise, least)
-    float32 = judge(Float32Model(b)(feeds), reference, tolerance)
+    float32 = judge(Float32Model(b)(feeds), reference, tolerance, noise=least)
     if float32.status == "pass" and noise > MOST_NOISE:
         float32 = Proof("UNVERIFIED", float32.error, tolerance, told_noise(noise))
     return Comparison(float64, float32)
@@ -102,7 +105,7 @@ def _generated(path: Path, signature: Signature) -> dict[str, Any]:
         raise UserError(f"{path}: {reason}; give --inputs FILE.npz") from reason
 
 
-def _read(path: Path, signature: Signature) -> dict[str, Any]:
+def _read(path: Path, signature: Signature, graphs: Sequence[Graph]) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
             values = {name: file[name] for name in file.files}
@@ -111,8 +114,21 @@ def _read(path: Path, signature: Signature) -> dict[str, Any]:
     missing = sorted(set(signature.inputs) - set(values))
     if missing:
         raise UserError(f"{path}: holds no array for the input {missing[0]!r}")
-    for name, kind in signature.inputs.items():
+    kinds = {**signature.inputs, **_given(path, values, graphs)}
+    for name, kind in kinds.items():
         if values[name].dtype.kind not in "fiub" or not kind.admits(values[name].shape):
             held = f"{values[name].dtype}{list(values[name].shape)}"
             raise UserError(f"{path}: the array {name!r} is {held}, the input is {kind}")
-    return {name: values[name] for name in signature.inputs}
+    return {name: values[name] for name in kinds}
+
+
+def _given(path: Path, values: Collection[str], graphs: Sequence[Graph]) -> dict[str, TensorType]:
+    """The optional inputs that a file holds values of; each model has to take them."""
+    ours, theirs = (
+        {t.name: TensorType.of(t) for t in graph.optional_inputs if t.name in values}
+        for graph in graphs
+    )
+    if ours != theirs:
+        name = min(n for n in {*ours, *theirs} if ours.get(n) != theirs.get(n))
+        raise UserError(f"{path}: the models don't both take {name!r} as an input of one type")
+    return ours

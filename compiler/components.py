@@ -225,7 +225,8 @@ class Values:
 
 def _variables(graph: Graph) -> set[str]:
     names = {t.name for node in graph.nodes if node.op != "Constant" for t in node.outputs}
-    return (names | {tensor.name for tensor in graph.inputs}) - {""}
+    inputs = [*graph.inputs, *graph.optional_inputs]
+    return (names | {tensor.name for tensor in inputs}) - {""}
 
 
 def _components(

@@ -66,7 +66,7 @@ class Dimensions:
         self._dims: dict[str, Dims | None] = {}
         self._values: dict[str, Array] = {}
         self._named: dict[str, Size] = {}
-        for tensor in graph.inputs:
+        for tensor in [*graph.inputs, *graph.optional_inputs]:
             self._learn(tensor, [None] * len(tensor.shape or ()))
         for node in graph.nodes:
             self._visit(node)
@@ -120,7 +120,8 @@ class Dimensions:
 
     def _fresh(self, tensor: Tensor, axis: int, name: object) -> Size:
         """A dynamic size of an input is what its name says; any other is named after its place."""
-        is_input = any(tensor is one for one in self._graph.inputs)
+        given = [*self._graph.inputs, *self._graph.optional_inputs]
+        is_input = any(tensor is one for one in given)
         return _size(1, [str(name) if is_input and name else f"{tensor.name}.{axis}"])  # type: ignore[return-value]
 
     def _inferred(self, node: Node) -> dict[str, list[Dim | None]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from compiler.errors import UserError
 from compiler.exported import CLASSES_KEY, SCOPES_KEY, listed
 from compiler.graph import PASS_KEY, REWRITE_KEY, SOURCES_KEY, read_model
 from compiler.records import model_in, read_record
-from compiler.rewrite import ORIGIN_KEY, PASSES_KEY
+from compiler.rewrite import MORE, ORIGIN_KEY, PASSES_KEY
 from compiler.rewrites import RecordedRewrite, read_rewrites
 
 # Where PyTorch's exporters write the path of the module that a node comes from.
@@ -90,8 +90,9 @@ def explain(model: Path, name: str) -> History:
     for now, before in zip(stages[:0:-1], stages[-2::-1], strict=True):
         older = {n.name: n for n in read_model(path.with_name(f"{before}.onnx")).graph.node}
         made = [n for n in current if _is_made(n, older)]
-        steps += _steps(now, made, older, recorded.get(now, []))
-        current = _unique([older[source] for n in current for source in _sources(n, older)])
+        done = _by_title(recorded.get(now, []), nodes, older)
+        steps += _steps(now, made, older, done)
+        current = _unique([older[source] for n in current for source in _sources(n, older, done)])
         nodes = older
     origins = tuple(_origin(nodes[n.name]) for n in current)
     return History(stage, node.name, node.op_type, tuple(node.output), tuple(steps), origins)
@@ -131,29 +132,52 @@ def _is_made(node: onnx.NodeProto, older: Mapping[str, onnx.NodeProto]) -> bool:
     return was is None or any(_metadata(node).get(k) != _metadata(was).get(k) for k in keys)
 
 
-def _sources(node: onnx.NodeProto, older: Mapping[str, onnx.NodeProto]) -> list[str]:
-    """The nodes of the stage before that a node comes from: itself, if it was not made."""
+def _by_title(
+    recorded: Sequence[RecordedRewrite], nodes: Mapping[str, onnx.NodeProto],
+    older: Mapping[str, onnx.NodeProto],
+) -> dict[str, RecordedRewrite]:  # fmt: skip
+    """The rewrites that led to a stage; what they changed in place was removed and added."""
+    changed: dict[str, list[str]] = {}
+    for name, node in nodes.items():
+        if name in older and _is_made(node, older):
+            changed.setdefault(_metadata(node).get(REWRITE_KEY, ""), []).append(name)
+    titles = {one.title.partition(" at ")[0]: one for one in recorded}
+    return {title: replace(one, removed=(*one.removed, *changed.get(title, ())))
+            for title, one in titles.items()}  # fmt: skip
+
+
+def _sources(
+    node: onnx.NodeProto, older: Mapping[str, onnx.NodeProto], done: Mapping[str, RecordedRewrite]
+) -> list[str]:
+    """The nodes of the stage before that a node comes from: itself, if it was not made.
+
+    Of many a node names the first few; the record of its rewrite (by title) has them all.
+    """
     if not _is_made(node, older):
         return [node.name]
-    return [name for name in _metadata(node).get(SOURCES_KEY, "").split() if name in older]
+    said = _metadata(node)
+    names = said.get(SOURCES_KEY, "").split()
+    rewrite = done.get(said.get(REWRITE_KEY, ""))
+    if MORE in names and rewrite is not None:
+        names = [*dict.fromkeys([*names, *rewrite.removed])]
+    return [name for name in names if name in older]
 
 
 def _steps(
     stage: str, made: Sequence[onnx.NodeProto], older: Mapping[str, onnx.NodeProto],
-    recorded: Sequence[RecordedRewrite],
+    done: Mapping[str, RecordedRewrite],
 ) -> Iterator[Step]:  # fmt: skip
     """One step for each rewrite that made some of the nodes."""
-    titles = {rewrite.title.partition(" at ")[0]: rewrite for rewrite in recorded}
     by_rewrite: dict[str, list[onnx.NodeProto]] = {}
     for node in made:
         by_rewrite.setdefault(_metadata(node).get(REWRITE_KEY, stage), []).append(node)
     for name, nodes in by_rewrite.items():
-        rewrite = titles.get(name)
+        rewrite = done.get(name)
         held = {} if rewrite is None else rewrite.weights
         read = [i for node in nodes for i in node.input]
         yield Step(
             stage, name if rewrite is None else rewrite.title, tuple(n.name for n in nodes),
-            tuple(dict.fromkeys(source for n in nodes for source in _sources(n, older))),
+            tuple(dict.fromkeys(source for n in nodes for source in _sources(n, older, done))),
             {i: held[i] for i in read if i in held},
         )  # fmt: skip
 
@@ -219,6 +243,8 @@ def print_history(history: History) -> None:
 
 
 def _print_names(out: Console, what: str, names: Sequence[str]) -> None:
-    more = f", … {len(names)} in all" if len(names) > LISTED else ""
+    known = [name for name in names if name != MORE]  # which stands for those left out
+    count = f"{len(known)}{' or more' if len(known) < len(names) else ''} in all"
+    more = f", … {count}" if len(names) > LISTED else ""
     if names:
-        out.print(escape(f"  {what} {', '.join(names[:LISTED])}{more}"), soft_wrap=True)
+        out.print(escape(f"  {what} {', '.join(known[:LISTED])}{more}"), soft_wrap=True)

@@ -42,12 +42,20 @@ PASS_KEY = "compiler.pass"
 REWRITE_KEY = "compiler.rewrite"
 SOURCES_KEY = "compiler.sources"
 
+# From this version of the file format on an initializer that is an input as well is its default:
+# callers may feed another value. Before, all had to be inputs; runtimes take them for constants.
+IR_OF_DEFAULTS = 4
+
 
 class Graph:
     """An ONNX model, editable; `nodes` is in topological order whenever no pass is at work.
 
     `ir` is the graphsurgeon graph. graphsurgeon drops what it does not know, so the model's and
     the nodes' metadata are kept here and written back.
+
+    An initializer that callers may override is no constant: `optional_inputs` holds the variable
+    that nodes read, `defaults` its value by name. A file of before ONNX had these (IR version 3) is
+    written as version 4, in which initializers need not be inputs.
     """
 
     def __init__(
@@ -65,10 +73,19 @@ class Graph:
         _settle_tensors(model.graph, folder)
         _inline_small_tensors(model, folder, given)
         embedded = _set_aside_large_tensors(model)
+        defaults = _take_defaults(model)
         try:
             self.ir = gs.import_onnx(infer_shapes(model))
         except gs.util.exception.OnnxGraphSurgeonException as error:
             raise UserError(f"the model can't be read: {_first_line(error)}") from error
+        self.optional_inputs: list[Tensor] = [t for t in self.inputs if t.name in defaults]
+        self.ir.inputs = [tensor for tensor in self.inputs if tensor.name not in defaults]
+        self.defaults: dict[str, Tensor] = {
+            name: gs.Constant(
+                name, given.get(name) or MappedWeight(embedded.get(name, tensor), folder)
+            )
+            for name, tensor in defaults.items()
+        }
         for tensor in [*self.ir.inputs, *self.ir.outputs]:
             if tensor.dtype is None and not isinstance(tensor, gs.Constant):
                 raise UserError(f"the model does not say of what type {tensor.name!r} is")
@@ -81,7 +98,7 @@ class Graph:
                 tensor._values = given.get(tensor.name) or MappedWeight(proto, folder)
             elif not isinstance(tensor, gs.Constant) and tensor.type == "optional_type":
                 tensor.dtype, tensor.shape = None, None  # graphsurgeon can't write what it read
-        self._names = set(self.ir.tensors()) | {node.name for node in self.nodes}
+        self._names = {*self.ir.tensors(), *defaults} | {node.name for node in self.nodes}
         for body in (body for node in self.nodes for body in node.subgraphs(recursive=True)):
             self._names |= {t.name for node in body.nodes for t in [*node.inputs, *node.outputs]}
         _name_unnamed_nodes(self)
@@ -98,7 +115,7 @@ class Graph:
 
     @property
     def inputs(self) -> list[Tensor]:
-        """The graph's inputs (initializers are not inputs)."""
+        """The inputs that a caller has to feed; `optional_inputs` are those with a default."""
         return cast(list[Tensor], self.ir.inputs)
 
     @property
@@ -185,7 +202,7 @@ class Graph:
 
     def save(self, path: Path, weights: WeightsFile) -> None:
         """Writes the graph; large tensors that are not in `weights` yet are appended to it."""
-        for constant in self.constants():
+        for constant in self.initializers():
             values = cast(Weight, constant._values)
             if values.nbytes < EMBED_BELOW_NBYTES:
                 constant._values = MappedWeight(values.tensor, path.parent)
@@ -201,11 +218,15 @@ class Graph:
                 seen.add(id(tensor))
                 yield tensor
 
+    def initializers(self) -> Iterator[Tensor]:
+        """What the file holds values of: the constants, and the defaults of optional inputs."""
+        return chain(self.constants(), self.defaults.values())
+
     def copy(self) -> Graph:
         """An independent graph that shares the weights' bytes."""
         large = {
             tensor.name: cast(Weight, tensor._values)
-            for tensor in self.constants()
+            for tensor in self.initializers()
             if tensor._values.nbytes >= EMBED_BELOW_NBYTES
         }
         return Graph(self.to_model(stubs=large), self.folder, large)
@@ -222,15 +243,17 @@ class Graph:
         """
         graph = onnx.GraphProto(name=self.ir.name, doc_string=self.ir.doc_string)
         graph.node.extend(export_node(node) for node in self.nodes)
-        graph.input.extend(OnnxExporter.export_value_info_proto(t, True) for t in self.inputs)
+        inputs = [*self.inputs, *self.optional_inputs]
+        graph.input.extend(OnnxExporter.export_value_info_proto(t, True) for t in inputs)
         graph.output.extend(OnnxExporter.export_value_info_proto(t, True) for t in self.outputs)
         graph.initializer.extend(
             _stub(t) if t.name in stubs else OnnxExporter.export_tensor_proto(t)
-            for t in self.constants()
+            for t in self.initializers()
         )
         graph.value_info.extend(_value_infos(self))
         model = onnx.helper.make_model(
-            graph, opset_imports=self.ir.import_domains, ir_version=self.ir.ir_version,
+            graph, opset_imports=self.ir.import_domains,
+            ir_version=max(self.ir_version, IR_OF_DEFAULTS),
             producer_name=self.ir.producer_name, producer_version=self.ir.producer_version,
             functions=self.functions(),
         )  # fmt: skip
@@ -477,6 +500,17 @@ def _set_aside_large_tensors(model: onnx.ModelProto) -> dict[str, TensorProto]:
             tensor.ClearField("float_data")
             tensor.data_location = TensorProto.EXTERNAL
     return aside
+
+
+def _take_defaults(model: onnx.ModelProto) -> dict[str, TensorProto]:
+    """Takes out the initializers that callers may override, so that nothing is inferred of them."""
+    if model.ir_version < IR_OF_DEFAULTS:
+        return {}
+    optional = {value.name for value in model.graph.input}
+    tensors = list(model.graph.initializer)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(tensor for tensor in tensors if tensor.name not in optional)
+    return {tensor.name: tensor for tensor in tensors if tensor.name in optional}
 
 
 def _keep_what_graphsurgeon_drops(ir: Any, graph: onnx.GraphProto) -> None:

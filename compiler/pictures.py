@@ -55,9 +55,11 @@ def is_map(kind: TensorType) -> bool:
 def depth_of(path: Path, photo: Path, run: Runner | None = None) -> Map:
     """The first output of a model for a photo, H×W. UserError if it isn't an image model.
 
-    `run` computes the outputs from the inputs; onnxruntime does on the CPU if it is None.
+    `run` computes the outputs from the inputs; onnxruntime does on the CPU if it is None, with
+    every result rounded in a model of float16, as its loss is measured.
     """
-    signature = Signature.of(Graph.load(path))
+    graph = Graph.load(path)
+    signature = Signature.of(graph)
     size = image_size(signature)
     if size is None or not is_map(next(iter(signature.outputs.values()))):
         shapes = ", ".join(f"{name}: {kind}" for name, kind in signature.inputs.items())
@@ -65,7 +67,10 @@ def depth_of(path: Path, photo: Path, run: Runner | None = None) -> Map:
     name, height, width = size
     dtype = onnx.helper.tensor_dtype_to_np_dtype(signature.inputs[name].onnx_type)
     feeds = {name: models.load_image(photo, height, width).astype(dtype)}
-    outputs = Float32Model(path, optimized=True)(feeds) if run is None else run(feeds)
+    if run is None:
+        halves = any(t.dtype == np.float16 for node in graph.nodes for t in node.outputs)
+        run = Float32Model(path, optimized=not halves, rounded=halves)
+    outputs = run(feeds)
     values = np.asarray(next(iter(outputs.values())), dtype=np.float64)
     return values.reshape(values.shape[-2:])
 

@@ -145,9 +145,10 @@ def region_of(graph: Graph, nodes: Sequence[Node], outputs: Iterable[Tensor]) ->
 
 
 def whole(graph: Graph) -> Region:
-    """The whole graph as one region: its inputs and outputs are the cut."""
+    """The whole graph as one region: its inputs, optional ones too, and outputs are the cut."""
     region = region_of(graph, graph.nodes, graph.outputs)
-    inputs = {tensor.name: TensorType.of(tensor) for tensor in graph.inputs}
+    given = [*graph.inputs, *graph.optional_inputs]
+    inputs = {tensor.name: TensorType.of(tensor) for tensor in given}
     return replace(region, inputs=inputs)
 
 

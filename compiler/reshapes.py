@@ -32,7 +32,8 @@ def settle_reshapes(graph: Graph) -> bool:
 def _first_of_each_shape(graph: Graph, known: Dimensions) -> dict[Dims, Tensor]:
     """The first tensor of every shape: an input, or what the earliest node computes."""
     found: dict[Dims, Tensor] = {}
-    for tensor in [*graph.inputs, *(t for node in graph.nodes for t in node.outputs)]:
+    given = [*graph.inputs, *graph.optional_inputs]
+    for tensor in [*given, *(t for node in graph.nodes for t in node.outputs)]:
         dims = known.of(tensor)
         if tensor.name and dims is not None:
             found.setdefault(dims, tensor)

@@ -10,14 +10,17 @@ them to their weights.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import onnx
 
 from compiler.graph import Graph, Node, Tensor, is_standard
 from compiler.rewrite import Float64
 from compiler.shapes import dims_of, length_of, shape_of
 from compiler.slicing_moves import slice_takes
 from compiler.take import Dims, runs
+from compiler.weights import NewWeight, onnx_type_of
 
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 # What takes a part of a tensor.
@@ -86,6 +89,26 @@ def fitted(scale: Float64, tensor: Tensor) -> Float64:
     if is_larger or any(size not in (1, dim) for size, dim in pairs):
         raise NoFold(f"{tensor.name!r} is {list(dims)}, not {list(scale.shape)} like its scale")
     return own.reshape(own.shape[extra:])
+
+
+def why_not_held(product: Float64, dtype: Any, scale: Float64 | None = None) -> str | None:
+    """Why a type can't hold values, naming one: it is infinite there, or nothing at all.
+
+    Nothing at all: 0, with everything else that the same element of `scale` was to make.
+    """
+    with np.errstate(all="ignore"):
+        rounded = NewWeight(product, dtype, "").load().astype(np.float64)
+    storage = onnx.helper.tensor_dtype_to_np_dtype(onnx_type_of(dtype))
+    infinite = ~np.isfinite(rounded)
+    if infinite.any():
+        return f"{product[infinite][0]:.3g} is too large for {storage}"
+    if scale is None:
+        return None
+    shape = (1,) * (product.ndim - scale.ndim) + scale.shape
+    others = tuple(axis for axis, size in enumerate(shape[-product.ndim :]) if size == 1)
+    most, kept = (np.abs(v).max(others, keepdims=True, initial=0.0) for v in (product, rounded))
+    vanished = most[(most > 0) & (kept == 0)]
+    return f"{vanished[0]:.3g} is 0 in {storage}" if vanished.size else None
 
 
 def narrow(scale: Float64) -> Float64:

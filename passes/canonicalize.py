@@ -71,7 +71,7 @@ def _settled(graph: Graph) -> Graph:
         is_done = not _fold(graph) or _is_static(graph)
         if not settle_reshapes(graph) and is_done:
             break
-        held = {t.name: t._values for t in graph.constants() if _is_held(t)}
+        held = {t.name: t._values for t in graph.initializers() if _is_held(t)}
         graph = Graph(graph.to_model(stubs=held), graph.folder, held)
     return graph
 
@@ -128,11 +128,17 @@ def _drop_dead(graph: Graph) -> None:
 
 def _through_onnxsim(graph: Graph) -> Graph:
     """onnxsim on the weightless graph; the weights are put back by name."""
-    held = {t.name: t._values for t in graph.constants() if _is_held(t)}
+    optional = graph.defaults  # which onnxsim takes for constants
+    held = {
+        t.name: t._values for t in graph.initializers() if t.name in optional or _is_held(t)
+    }  # fmt: skip
     model = graph.to_model(stubs=held)
     stubs = [tensor for tensor in model.graph.initializer if tensor.name in held]
     visible = [tensor for tensor in model.graph.initializer if tensor.name not in held]
-    stand_ins = [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in stubs]
+    stand_ins = [
+        onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+        for t in stubs if t.name not in optional
+    ]  # fmt: skip
     given, declared = model.graph.input, model.graph.output
     skipped = [MERGES_EQUAL_NODES] if is_random(graph) else None
     with _silence():  # of each node that it can't fold onnxsim says so

@@ -6,7 +6,8 @@
 Each operator that ONNX defines for float16 computes in it; others, and those of other domains,
 keep float32 between Casts. The driver measures what is lost on images (`--images`), and reports it;
 `max_loss=0.001` fails above 0.1 % AbsRel. To stay below, the layers that lose most alone keep
-float32, as few as it takes. `layers=measure` measures every layer alone.
+float32, as few as it takes; they are chosen by other images than those that judge, as in quantize.
+`layers=measure` measures every layer alone.
 
 Contract: approximate; measured, not proven.
 """

@@ -30,7 +30,7 @@ import numpy as np
 
 from compiler.graph import Graph, Node, Tensor
 from compiler.rewrite import Builder, Contract, Float64, LocalPass, Replacement, TensorType
-from compiler.weights import NewWeight
+from compiler.scaling import why_not_held
 
 ARITHMETIC = ("Add", "Div", "Mul", "Sub")
 MOVEMENT = ("Cast", "Concat", "Expand", "Gather", "Identity", "Pad", "Resize", "Slice", "Tile",
@@ -243,12 +243,9 @@ def _why_not_first(match: Chain) -> str | None:
 
 def _why_not_held(graph: Graph, match: Chain) -> str | None:
     """Why the chain's type can't hold its scale or shift: 1/std of a std that is next to zero."""
-    with np.errstate(over="ignore"):
-        held = [NewWeight(v, match.data.dtype, "").load() for v in _affine(graph, match)]
-    kind = TensorType.of(match.data)
-    if all(np.isfinite(values.astype(np.float64)).all() for values in held):
-        return None
-    return f"a scale or shift up to {match.result.name!r} is too large for {kind}"
+    (scale, shift), dtype = _affine(graph, match), match.data.dtype
+    lost = why_not_held(scale, dtype, scale) or why_not_held(shift, dtype)
+    return lost and f"a scale or shift up to {match.result.name!r} can't be held: {lost}"
 
 
 def _affine(graph: Graph, match: Chain) -> tuple[Float64, Float64]:
@@ -285,7 +282,15 @@ def _why_not_into_conv(graph: Graph, match: Chain) -> str | None:
     if (any(pads) or auto not in ("NOTSET", "VALID")) and _affine(graph, match)[1].any():
         padding = f"pads={pads}" if auto == "NOTSET" else f"auto_pad={auto}"
         return f"into=conv: Conv {conv.name!r} pads the shifted image with zeros ({padding})"
-    return None
+    return _why_weights_not_held(graph, match, conv)
+
+
+def _why_weights_not_held(graph: Graph, match: Chain, conv: Node) -> str | None:
+    """Why the weights' type can't hold those of the convolution that takes scale and shift."""
+    (kernel, offset), scale = _folded(graph, conv, *_affine(graph, match)), _affine(graph, match)[0]
+    dtype, over_channels = conv.inputs[1].dtype, scale.reshape(-1, *[1] * (kernel.ndim - 2))
+    lost = why_not_held(kernel, dtype, over_channels) or why_not_held(offset, dtype)
+    return lost and f"into=conv: the weights of Conv {conv.name!r} can't be held: {lost}"
 
 
 def _why_not_commuting(resize: Node, channels: int) -> str | None:
@@ -306,18 +311,22 @@ def _into_conv(
     for resize in resizes:
         data = builder.copy(resize, [data, *resize.inputs[1:]]).outputs[0]
     weights, *bias = [tensor for tensor in conv.inputs[1:] if tensor.name]
+    names = f"{weights.name} · scale", " + ".join([*(t.name for t in bias), "Σ weights · shift"])
+    folded = zip(names, _folded(graph, conv, scale, shift), strict=True)
+    constants = [builder.constant(values, weights.dtype, how) for how, values in folded]
+    twin = builder.copy(conv, [data, *constants])
+    return Replacement(builder, [(conv.outputs[0], twin.outputs[0])])
+
+
+def _folded(graph: Graph, conv: Node, scale: Float64, shift: Float64) -> tuple[Float64, Float64]:
+    """Weights and bias of a convolution that takes scale and shift of its input."""
+    weights, *bias = [tensor for tensor in conv.inputs[1:] if tensor.name]
     kernel = _exact(graph, weights)
     over_channels = (-1, *[1] * (kernel.ndim - 2))
     offset = (kernel * shift.reshape(over_channels)).sum(axis=tuple(range(1, kernel.ndim)))
     for tensor in bias:
         offset = offset + _exact(graph, tensor)
-    folded = {
-        f"{weights.name} · scale": kernel * scale.reshape(over_channels),
-        " + ".join([*(tensor.name for tensor in bias), "Σ weights · shift"]): offset,
-    }
-    constants = [builder.constant(values, weights.dtype, how) for how, values in folded.items()]
-    twin = builder.copy(conv, [data, *constants])
-    return Replacement(builder, [(conv.outputs[0], twin.outputs[0])])
+    return kernel * scale.reshape(over_channels), offset
 
 
 def _exact(graph: Graph, constant: Tensor) -> Float64:

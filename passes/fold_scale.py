@@ -43,6 +43,7 @@ from compiler.scaling import (
     forwards,
     narrow,
     parts_of,
+    why_not_held,
 )
 from compiler.shapes import NoRule, dims_of
 from compiler.weights import NewWeight, onnx_type_of
@@ -257,6 +258,9 @@ def _scaled_constant(graph: Graph, tensor: Tensor, scale: Float64, reader: Node)
         rounded = NewWeight(product, tensor.dtype, "").load().astype(np.float64)
     if not np.linalg.norm(rounded - product) <= eps * np.linalg.norm(product):
         raise NoFold(f"{tensor.name!r} times its scale does not fit {storage}")
+    lost = why_not_held(product, tensor.dtype, scale)
+    if lost is not None:
+        raise NoFold(f"{tensor.name!r} times its scale does not fit: {lost}")
     return Scaled(tensor, scale)
 
 

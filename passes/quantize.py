@@ -7,9 +7,10 @@ Ranges are those of images: a folder of photos (`--images`), or generated ones. 
 what is lost on other images, and reports it; `max_loss=0.02` fails above 2 % AbsRel. To stay below,
 with 8 or 16 bits the layers that lose most alone keep float16, as few as it takes; with
 `activations=mixed` all have 8 bits but a run of layers from one end, which has 16: in between the
-NPU would convert. `layers=measure` measures every layer alone. `attention=8` gives 8 bits to every
-attention (projections, scores, Softmax, product with the values) in a model of 16: most of what 8
-bits gain, for less than what they lose.
+NPU would convert. Images that calibrate choose the layers; where those that judge lose too much
+even so, further ones are spared in the same order, which is told. `layers=measure` measures every
+layer alone. `attention=8` gives 8 bits to every attention (projections, scores, Softmax, product
+with the values) in a model of 16: most of what 8 bits gain, for less than what they lose.
 
 Put it last: split_heads, fold_norm, fold_scale and linear_as_gemm make it faster still. Weights
 have 8 bits; Erf patterns become Gelu, for which the NPU has a kernel of whole numbers.
@@ -47,7 +48,7 @@ class Quantize(ApproximatePass):
     layers: Literal["skip", "measure"] = "skip"
 
     def refusals(self, graph: Graph) -> list[Refusal]:
-        """A model with whole numbers in it, and one with floats of other widths than 32 bits."""
+        """What has whole numbers in it, floats of other widths than 32 bits, or optional inputs."""
         done = quantized_node(graph)
         if done is not None:
             return [Refusal(WHOLE_MODEL, f"is quantized already: {done.op} {done.name!r}")]
@@ -56,6 +57,11 @@ class Quantize(ApproximatePass):
             if kind.is_float and tensor.dtype != np.float32:
                 reason = f"{tensor.name!r} is {kind}: only float32 models are quantized"
                 return [Refusal(WHOLE_MODEL, reason)]
+        if graph.defaults:  # the recipe takes them for constants
+            reason = (
+                f"callers may feed {next(iter(graph.defaults))!r}: only constants are quantized"
+            )
+            return [Refusal(WHOLE_MODEL, reason)]
         return self._attention_refusals(graph)
 
     def _attention_refusals(self, graph: Graph) -> list[Refusal]:

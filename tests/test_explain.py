@@ -137,6 +137,32 @@ def test_the_older_exporter_has_the_module_in_the_name(tmp_path):
     assert origin.module == "encoder.layers.0.attn"
 
 
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """A build whose Relu comes from 80 nodes that do nothing and itself: more than a node names."""
+    folder = tmp_path_factory.mktemp("chain")
+    ops = " ".join(f"t{i + 1} = Identity(t{i})" for i in range(80))
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,3] t0) => (float[1,3] y) {{ {ops} r = Relu(t80) y = Tanh(r) }}"""
+    onnx.save(parser.parse_model(text), folder / "m.onnx")
+    return built(folder / "m.onnx", "canonicalize", folder / "b")
+
+
+def test_nodes_that_a_node_does_not_name_are_counted_by_the_record(chain):
+    history = explain(chain, "r")
+    (step,) = history.steps
+    assert set(step.sources) == {*(f"Identity_t{i + 1}" for i in range(80)), "Relu_r"}
+    assert [origin.node for origin in history.origins] == list(step.sources)
+    out = CliRunner().invoke(app, ["explain", str(chain), "r"]).output
+    assert ", … 81 in all" in out
+
+
+def test_without_the_record_there_are_so_many_or_more(chain, tmp_path):
+    shutil.copyfile(chain / "model.onnx", tmp_path / "m.onnx")
+    out = CliRunner().invoke(app, ["explain", str(tmp_path / "m.onnx"), "r"]).output
+    assert ", … 64 or more in all" in out
+
+
 # -- the command -----------------------------------------------------------------------------------
 
 

@@ -342,14 +342,34 @@ def test_two_initializers_of_one_name(model_of, tmp_path):
     assert "two places define the tensor" in refused(written(model, tmp_path))
 
 
-def test_an_initializer_that_is_also_an_input(model_of, tmp_path):
-    """Models before IR version 4 list their weights among the inputs."""
+def listed_weight(model_of, tmp_path, ir_version):
+    """A graph whose file lists its weight among the inputs."""
     model = model_of("g (float[2] x, float[2] w) => (float[2] y) { y = Add(x, w) }")
     model.graph.initializer.append(numpy_helper.from_array(np.float32([1, 2]), "w"))
-    graph = Graph.load(written(model, tmp_path))
+    model.ir_version = ir_version
+    return Graph.load(written(model, tmp_path))
+
+
+def test_an_initializer_that_has_to_be_an_input_is_a_constant(model_of, tmp_path):
+    """Models before IR version 4 list their weights among the inputs."""
+    graph = listed_weight(model_of, tmp_path, 3)
     assert [t.name for t in graph.inputs] == ["x"]
     np.testing.assert_array_equal(graph.values(graph.nodes[0].inputs[1]), [1, 2])
-    assert values_of(saved(graph, tmp_path)).keys() == {"w"}
+    again = saved(graph, tmp_path)
+    assert values_of(again).keys() == {"w"}
+    assert again.ir_version == 4
+    onnx.checker.check_model(again, full_check=True)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_an_initializer_that_is_also_an_input_is_a_default(model_of, tmp_path, copied):
+    graph = listed_weight(model_of, tmp_path, 4)
+    graph = graph.copy() if copied else graph
+    assert [t.name for t in graph.inputs] == ["x"]
+    assert not graph.is_constant(graph.nodes[0].inputs[1])
+    again = saved(graph, tmp_path)
+    assert [value.name for value in again.graph.input] == ["x", "w"]
+    np.testing.assert_array_equal(values_of(again)["w"], [1, 2])
 
 
 def test_embedded_bytes_that_do_not_fit_the_shape(model_of, tmp_path):

@@ -20,8 +20,9 @@ def grid(tmp_path):
 
 def test_every_row_is_two_variants_whose_passes_exist(grid):
     labels = [variant.label for variant in grid.variants]
-    names = [row["name"] for row in ALL]
-    assert labels == [f"{name}-{kind}" for name in names for kind in ("stock", "ours")]
+    pairs = [f"{row['name']}-{kind}" for row in ALL for kind in ("stock", "ours")]
+    assert labels == [label for label in pairs if label in labels]
+    assert {f"{row['name']}-ours" for row in ALL} <= set(labels)
     ours = {v.label: v.passes for v in grid.variants}["small-350-ours"]
     assert ours.startswith("fold_norm:into=conv,split_heads")
 
@@ -32,9 +33,23 @@ def test_weights_are_twins_and_exported_graphs_lie_beside(grid, tmp_path):
     assert str(tmp_path / "models/swin-t-224/model.onnx") in models
     named = [v for v in grid.variants if v.model.startswith("dav2")]
     assert {v.weights for v in named} == {"twin:0"}
-    assert len(named) + sum(v.model.startswith(str(tmp_path)) for v in grid.variants) == 2 * len(
-        ALL
-    )
+    exported = [v for v in grid.variants if v.model.startswith(str(tmp_path))]
+    assert len(named) + len(exported) == len(grid.variants)
+
+
+def test_what_is_stock_to_two_rows_is_built_once(grid):
+    built = [(v.model, v.size, v.passes) for v in grid.variants]
+    assert len(built) == len(set(built))
+    labels = {variant.label for variant in grid.variants}
+    assert "small-518-w8a16-stock" in labels
+    assert "small-518-w8a16-attention-8-stock" not in labels
+    measured_once = [measured(label, number) for number, label in enumerate(sorted(labels), 1)]
+    rows = {row.name: row for row in rows_of(ALL, measured_once, "iq-9075")}
+    one, two = rows["small-518-w8a16"], rows["small-518-w8a16-attention-8"]
+    assert one.stock_ms == two.stock_ms
+    assert one.ours_ms != two.ours_ms
+    other = rows["small-350-w8a16"]
+    assert other.stock_ms != one.stock_ms
 
 
 def test_groups_select_rows_once_and_in_their_order():
@@ -64,6 +79,9 @@ def test_official_graphs_come_in_three_sizes():
     assert {row["model"] for row in ALL if row["model"].startswith("official")} == set(OFFICIAL)
 
 
+DESCRIBED = {"model": "dav2-small", "size": 518, "ours": "split_heads"}
+
+
 def measured(variant, ms, **more):
     row = {"variant": variant, "simulated_ms": ms, "passes": "split_heads", "error": None,
            "missing_ops": 0, "cpu_nodes": []}  # fmt: skip
@@ -71,7 +89,7 @@ def measured(variant, ms, **more):
 
 
 def test_a_row_has_both_latencies_and_their_ratio():
-    wanted = [{"name": "a", "size": 518, "target_ms": 36}]
+    wanted = [{**DESCRIBED, "name": "a", "target_ms": 36}]
     (row,) = rows_of(wanted, [measured("a-stock", 50.0), measured("a-ours", 40.0)], "iq-9075")
     assert (row.stock_ms, row.ours_ms, row.target_ms, row.error) == (50.0, 40.0, 36, "")
     assert row.ratio == pytest.approx(0.8)
@@ -79,7 +97,7 @@ def test_a_row_has_both_latencies_and_their_ratio():
 
 
 def test_targets_are_of_one_chip():
-    wanted = [{"name": "a", "size": 518, "target_ms": 36}]
+    wanted = [{**DESCRIBED, "name": "a", "target_ms": 36}]
     (row,) = rows_of(wanted, [measured("a-stock", 50.0), measured("a-ours", 40.0)], "sa8797")
     assert row.target_ms is None
 
@@ -93,13 +111,13 @@ def test_targets_are_of_one_chip():
     ],
 )
 def test_a_latency_that_is_not_the_whole_is_told(more, doubt):
-    wanted = [{"name": "a", "size": 518}]
+    wanted = [{**DESCRIBED, "name": "a"}]
     (row,) = rows_of(wanted, [measured("a-stock", 50.0), measured("a-ours", 4.0, **more)], "x")
     assert row.error == doubt
 
 
 def test_a_failed_variant_leaves_a_gap():
-    wanted = [{"name": "a", "size": 518}]
+    wanted = [{**DESCRIBED, "name": "a"}]
     failed = measured("a-ours", None, error="building: no")
     (row,) = rows_of(wanted, [measured("a-stock", 50.0), failed], "iq-9075")
     assert row == Row("a", 50.0, None, None, "split_heads", "building: no")

@@ -6,7 +6,8 @@ import onnx
 import pytest
 
 import compiler
-from compiler.pictures import is_map, write_error_map
+import models
+from compiler.pictures import depth_of, is_map, write_error_map
 from compiler.region import TensorType
 
 MAP = np.linspace(0, 10, 48 * 64).reshape(48, 64)
@@ -56,6 +57,23 @@ def test_the_same_maps_give_the_same_bytes(painted, tmp_path):
 )  # fmt: skip
 def test_a_map_is_shaped_like_a_picture(shape, expected):
     assert is_map(TensorType(1, shape)) == expected
+
+
+def test_a_picture_of_float16_is_rounded_as_its_loss_is(model_of, tmp_path):
+    """(x + 1000) − 1000 keeps 0.5 of x in float16, and all of it in onnxruntime's float32."""
+    text = """g (float[1,3,8,8] x) => (float[1,1,8,8] y) <float much = {1000}, float part = {0.01}>
+    { a = ReduceMax <axes = [1]> (x) s = Mul(a, part) b = Add(s, much) y = Sub(b, much) }"""
+    onnx.save(model_of(text, 17), tmp_path / "source.onnx")
+    compiler.build(str(tmp_path / "source.onnx"), "float16", output=tmp_path / "build")
+    built = tmp_path / "build" / "model.onnx"
+    loose = onnx.load(built, load_external_data=False)
+    del loose.graph.value_info[:]  # as other tools leave it
+    onnx.save(loose, tmp_path / "build" / "loose.onnx")
+    for path in (built, tmp_path / "build" / "loose.onnx"):
+        depth = depth_of(path, models.sample_image())
+        np.testing.assert_array_equal(depth, np.rint(2 * depth) / 2)
+    exact = depth_of(tmp_path / "source.onnx", models.sample_image())
+    assert 0.1 < np.abs(depth - exact).max() < 0.5
 
 
 def test_classes_get_no_picture(model_of, tmp_path):

@@ -15,7 +15,7 @@ from compiler import verify
 from compiler.building import build_stages
 from compiler.compare import compare_models
 from compiler.errors import UserError, VerificationError
-from compiler.graph import Graph
+from compiler.graph import Graph, producer_of
 from compiler.pipeline import parse_pipeline
 from compiler.region import TensorType
 from compiler.rewrite import Builder, LocalPass, Replacement, Signature, apply_pass
@@ -381,6 +381,26 @@ def test_unfit_inputs_are_refused(pair, tmp_path, arrays, said):
         compare_models(*pair(), inputs=tmp_path / "in.npz")
 
 
+DEFAULT = "g (float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 1}> { y = Mul(x, w) }"
+
+
+@pytest.mark.parametrize(("given", "status"), [({}, "pass"), ({"w": [3, 4]}, "fail")])
+def test_optional_inputs_are_fed_where_the_file_holds_them(pair, tmp_path, given, status):
+    """x · w² is x · w as long as nobody feeds another w than the default."""
+    np.savez(tmp_path / "in.npz", **{k: np.float32(v) for k, v in {"x": [1, 2], **given}.items()})
+    squared = DEFAULT.replace("y = Mul(x, w)", "v = Mul(w, w) y = Mul(x, v)")
+    models = pair(text=DEFAULT, other=squared)
+    comparison = compare_models(*models, inputs=tmp_path / "in.npz")
+    assert (comparison.float64.status, comparison.float32.status) == (status, status)
+
+
+def test_an_optional_input_of_one_model_alone_is_refused(pair, tmp_path):
+    np.savez(tmp_path / "in.npz", x=np.float32([1, 2]), w=np.float32([3, 4]))
+    models = pair(text=DEFAULT, other=DEFAULT.replace(", float[2] w)", ")"))
+    with pytest.raises(UserError, match="don't both take 'w' as an input"):
+        compare_models(*models, inputs=tmp_path / "in.npz")
+
+
 def test_inputs_that_are_no_npz_are_refused(pair, tmp_path):
     (tmp_path / "in.npz").write_text("no")
     with pytest.raises(UserError, match=r"in\.npz"):
@@ -519,6 +539,94 @@ def test_sizes_that_a_model_takes_are_found(model_of, tmp_path, text):
     assert first.symbols != second.symbols
     shapes = with_shapes(tmp_path / "model.onnx", types, first).shapes
     assert "y" in shapes
+
+
+SUMS = """g (float[1,40,77] x) => (float[1,40] y) <int64[1] last = {2}>
+    { p = Softmax(x) y = ReduceSum <keepdims = 0> (p, last) }"""
+
+
+@dataclass(frozen=True)
+class SumAsProduct(LocalPass[Softmax]):
+    """The sum of a Softmax, which is 1 but for rounding, as a product with a vector of `weight`."""
+
+    weight: float
+    contract = "algebraic"
+
+    def match(self, graph):
+        return [Softmax(n.outputs[0].name, n) for n in graph.nodes if n.op == "ReduceSum"]
+
+    def guard(self, graph, match):
+        return None
+
+    def rewrite(self, graph, match):
+        builder = Builder(graph, match.place)
+        values = producer_of(match.node.inputs[0]).inputs[0]
+        log = builder.node("LogSoftmax", [values], (1, 40, 77), axis=-1)
+        exponential = builder.node("Exp", [log], (1, 40, 77))
+        ones = builder.constant(np.full(77, self.weight), np.dtype(np.float32), "a sum")
+        total = builder.node("MatMul", [exponential, ones], (1, 40))
+        return Replacement(builder, [(match.node.outputs[0], total)])
+
+
+def test_a_result_that_only_rounding_moves_is_unverified(model_of, build):
+    """An honest rewrite is no fault, and nothing was shown: in float64, float32, and as a whole."""
+    *_, stage = build(model_of(SUMS, 17), [SumAsProduct(1)], "full")
+    for proof in (stage.report.float64, stage.report.float32, stage.report.whole_float64):
+        assert proof["status"] == "UNVERIFIED"
+        assert "constant" in proof["detail"]
+        assert proof["error"] <= 1e-6
+
+
+@pytest.mark.parametrize("weight", [1 + 1e-5, 0.99, -1, 2])
+def test_another_result_that_only_rounding_moves_is_a_fault(model_of, build, weight):
+    with pytest.raises(VerificationError, match="tensor 'y'"):
+        build(model_of(SUMS, 17), [SumAsProduct(weight)])
+
+
+@pytest.mark.parametrize(("weight", "status"), [(1, "UNVERIFIED"), (1.001, "fail")])
+def test_whole_models_whose_outputs_only_rounding_moves(model_of, tmp_path, weight, status):
+    paths = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    onnx.save(model_of(SUMS, 17), paths[0])
+    graph = Graph.load(paths[0])
+    apply_pass(graph, SumAsProduct(weight))
+    onnx.save(graph.to_model(), paths[1])
+    comparison = compare_models(*paths)
+    assert (comparison.float64.status, comparison.float32.status) == (status, status)
+
+
+@dataclass(frozen=True)
+class Capped(LocalPass[Softmax]):
+    """Relu as a Clip at 100: more than random values at the cut, and natural images, come to."""
+
+    contract = "algebraic"
+
+    def match(self, graph):
+        return [Softmax(n.outputs[0].name, n) for n in graph.nodes if n.op == "Relu"]
+
+    def guard(self, graph, match):
+        return None
+
+    def rewrite(self, graph, match):
+        builder, (data,) = Builder(graph, match.place), match.node.inputs
+        ends = [builder.constant(np.array(v), np.dtype(np.float32), "an end") for v in (0.0, 100.0)]
+        capped = builder.node("Clip", [data, *ends], (1, 3, 8, 8))
+        return Replacement(builder, [(match.node.outputs[0], capped)])
+
+
+def test_an_output_that_shows_nothing_spares_the_others_no_image(model_of, build):
+    text = """g (float[1,3,8,8] image) => (float[1,3,8,8] y, float[1,1,8,8] z)
+        <float part = {0.3}, int64[1] channels = {1}>
+        { p = Softmax <axis = 1> (image) z = ReduceSum(p, channels)
+          a = Mul(image, part) y = Relu(a) }"""
+    with pytest.raises(VerificationError, match="on the image 'large'"):
+        build(model_of(text, 17), [Capped()], "full")
+
+
+def test_every_image_is_compared_for_an_output_that_is_no_number(model_of, build):
+    text = """g (float[1,3,8,8] image) => (bool[1,3,8,8] y) <float half = {128}>
+        { a = Identity(image) y = Greater(a, half) }"""
+    *_, stage = build(model_of(text, 17), "canonicalize", "full")
+    assert stage.report.whole_float64["status"] == "pass"
 
 
 def test_split_heads_is_exact(depth_model):

@@ -82,19 +82,25 @@ def rows_in(groups: Sequence[str]) -> list[Described]:
 
 
 def grid_of(rows: Sequence[Described]) -> str:
-    """The sweep's description: two variants a row, `NAME-stock` and `NAME-ours`."""
-    pipelines = DESCRIPTION["pipelines"]
+    """The sweep's description: each variant once, though rows may share what is stock to them."""
     lines = ['title = "Simulated latency, stock and ours"']
+    for description, label in _first_labels(rows).items():
+        lines += ["[[axes.row]]", f'label = "{label}"', *description]
+    return "\n".join(lines) + "\n"
+
+
+def _first_labels(rows: Sequence[Described]) -> dict[tuple[str, ...], str]:
+    """Each description of a variant, labelled `NAME-stock` or `NAME-ours` by its first row."""
+    labels: dict[tuple[str, ...], str] = {}
     for row in rows:
         for kind in ("stock", "ours"):
-            passes = row.get(kind, "").format(**pipelines)
-            lines += [
-                "[[axes.row]]",
-                f'label = "{row["name"]}-{kind}"',
-                *_model_lines(row),
-                f'passes = "{passes}"',
-            ]
-    return "\n".join(lines) + "\n"
+            labels.setdefault(_description(row, kind), f"{row['name']}-{kind}")
+    return labels
+
+
+def _description(row: Described, kind: str) -> tuple[str, ...]:
+    passes = row.get(kind, "").format(**DESCRIPTION["pipelines"])
+    return (*_model_lines(row), f'passes = "{passes}"')
 
 
 def _is_exported(row: Described) -> bool:
@@ -109,10 +115,10 @@ def _model_lines(row: Described) -> list[str]:
 
 def rows_of(wanted: Sequence[Described], measured: Sequence[Described], chip: str) -> list[Row]:
     """The table's rows from those of the sweep; targets are of the chip iq-9075."""
-    found = {row["variant"]: row for row in measured}
+    found, labels = {row["variant"]: row for row in measured}, _first_labels(wanted)
     rows = []
     for row in wanted:
-        stock, ours = (found[f"{row['name']}-{kind}"] for kind in ("stock", "ours"))
+        stock, ours = (found[labels[_description(row, kind)]] for kind in ("stock", "ours"))
         target = row.get("target_ms") if chip == "iq-9075" else None
         error = stock["error"] or ours["error"] or _doubt(stock) or _doubt(ours)
         rows.append(Row(row["name"], stock["simulated_ms"], ours["simulated_ms"], target,

@@ -125,7 +125,8 @@ class NumericCheck:
         expected = reference.call(inputs)
         if actual.keys() != expected.keys():
             return "bad"
-        status = judge(actual, expected, _bound(reference, graph)).status
+        bound = _bound(reference, graph)
+        status = judge(actual, expected, bound, noise=reference.least).status
         return "skip" if status == "UNVERIFIED" else "bad" if status == "fail" else "good"
 
     def _references(self, built: Built) -> list[_Reference]:
@@ -152,7 +153,7 @@ class NumericCheck:
     def _measured_noise(self, call: Function, graph: Graph) -> float:
         try:
             inputs = model_inputs(self._sizes.bind(Signature.of(graph).inputs))
-            return distance(call(inputs), float64_model(graph)(inputs))
+            return distance(call(inputs), float64_model(graph)(inputs), least_bound(graph))
         except (UnsupportedInFloat64, UserError, *REFUSALS):
             return math.nan
 

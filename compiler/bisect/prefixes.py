@@ -173,7 +173,8 @@ def _applied(
         return None
     del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
     model.graph.node.extend(nodes)
-    read = {name for node in nodes for name in _reads(node)} | {v.name for v in after.graph.output}
+    read = {name for node in nodes for name in _reads(node)}
+    read |= {value.name for value in [*after.graph.output, *after.graph.input]}
     model.graph.initializer.extend(t for n, t in weights.items() if n in read and n not in made)
     return model
 

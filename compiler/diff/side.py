@@ -18,16 +18,11 @@ from compiler.region import TensorType
 from compiler.rewrite import Signature
 from compiler.weights import Weight
 
-# Before this version of the format weights had to be listed among the inputs.
-_IR_OF_DEFAULTS = 4
-
 
 @dataclass(frozen=True)
 class Aside:
     """What a file says and `Graph` leaves out."""
 
-    defaults: tuple[str, ...] = ()
-    """The weights that a caller may replace: they are inputs, too."""
     annotations: tuple[onnx.TensorAnnotation, ...] = ()
     """Which tensors hold the scales and zero points of which."""
 
@@ -38,12 +33,7 @@ class Aside:
         if overloaded is not None:
             what = f"{overloaded.name!r} is an overload of a local function, or calls one"
             raise UserError(f"{what}: overloads can't be compared")
-        weights = {tensor.name for tensor in model.graph.initializer}
-        replaceable = weights if model.ir_version >= _IR_OF_DEFAULTS else set()
-        return cls(
-            tuple(value.name for value in model.graph.input if value.name in replaceable),
-            tuple(model.graph.quantization_annotation),
-        )
+        return cls(tuple(model.graph.quantization_annotation))
 
 
 class Side:
@@ -51,8 +41,7 @@ class Side:
 
     def __init__(self, graph: Graph, aside: Aside | None = None) -> None:
         """Takes a graph, and what its file says beside it."""
-        said = aside or Aside()
-        self.defaults, self.annotations = said.defaults, said.annotations
+        self.annotations = (aside or Aside()).annotations
         self.folder = graph.folder
         self.signature = Signature.of(graph)
         self.opsets = {"" if d == "ai.onnx" else d: v for d, v in graph.opsets.items()}
@@ -61,6 +50,9 @@ class Side:
         self.outputs = [tensor.name for tensor in graph.outputs]
         self.weights: dict[str, Weight] = {}
         self.types: dict[str, TensorType] = dict(self.signature.inputs)
+        # What a caller may replace is told apart (`interface.py`), and else a weight like others.
+        self.defaults = tuple(tensor.name for tensor in graph.optional_inputs)
+        self.weights |= {name: tensor._values for name, tensor in graph.defaults.items()}
         self.nodes: list[onnx.NodeProto] = []
         self.reads: list[list[str]] = []
         for tensor in graph.outputs:

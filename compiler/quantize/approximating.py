@@ -44,28 +44,30 @@ class Trial:
         Layers are measured if that is asked for, or if the worst have to be known.
         """
 
-        def loss(bits: Bits, quick: bool) -> float:
-            return evidence.loss(self.made(bits), quick)
+        def is_met(bits: Bits) -> bool:
+            return evidence.loss(self.made(bits), False) <= self.max_loss
 
-        is_met = math.isinf(self.max_loss) or loss({}, False) <= self.max_loss
-        if is_met and not self.measures_layers:
+        def is_enough(bits: Bits) -> bool:
+            return evidence.judged(self.made(bits)) <= self.max_loss
+
+        met_by_all = math.isinf(self.max_loss) or (is_met({}) and is_enough({}))
+        if met_by_all and not self.measures_layers:
             return {}, []
         losses: list[float] = []
         if self.measures_layers or self.spares == "worst":
             losses = sensitivities(
-                self.layers, lambda bits: loss(bits, True), FLOAT, evidence.progress
-            )
-        spared: list[int] = []
-        if not is_met:
-            runs = [self._spared(order, lambda bits: loss(bits, False))
-                    for order in self._orders(losses)]  # fmt: skip
-            spared = min(runs, key=lambda run: len(self._sparing(run)))
-        table = [
+                self.layers, lambda bits: evidence.loss(self.made(bits), True), FLOAT,
+                evidence.progress,
+            )  # fmt: skip
+        spared = [] if met_by_all else self._spared(self._orders(losses), is_met, is_enough)
+        return self._sparing(spared), self._table(losses, spared)
+
+    def _table(self, losses: Sequence[float], spared: Sequence[int]) -> list[Sensitivity]:
+        return [
             Sensitivity(layer.title, len(layer.nodes), losses[i] if losses else None,
                         self.spared_bits if i in spared else None)
             for i, layer in enumerate(self.layers)
         ]  # fmt: skip
-        return self._sparing(spared), table
 
     def _orders(self, losses: Sequence[float]) -> list[list[int]]:
         """The orders that layers may be spared in: the worst first, or from either end."""
@@ -74,10 +76,26 @@ class Trial:
         ends = list(range(len(self.layers)))
         return [ends, ends[::-1]]
 
-    def _spared(self, order: Sequence[int], loss: Callable[[Bits], float]) -> list[int]:
-        """As few of the layers, in this order, as it takes to meet the bound."""
-        count = fewest_spared(len(order), lambda n: loss(self._sparing(order[:n])) <= self.max_loss)
-        return list(order[:count])
+    def _spared(
+        self, orders: Sequence[list[int]], is_met: Callable[[Bits], bool],
+        is_enough: Callable[[Bits], bool],
+    ) -> list[int]:  # fmt: skip
+        """As few of the layers, in one of the orders, as it takes to meet the bound.
+
+        `is_met` chooses the order and the number. Where that is not enough for the images that
+        judge, more are spared in the same order, so that these decide no more than where to stop.
+        """
+
+        def fewest(order: list[int], least: int, asked: Callable[[Bits], bool]) -> list[int]:
+            count = fewest_spared(least, len(order), lambda n: asked(self._sparing(order[:n])))
+            return order[:count]
+
+        runs = [fewest(order, 1, is_met) for order in orders]
+        spared = min(runs, key=lambda run: len(self._sparing(run)))
+        order = orders[runs.index(spared)]
+        if len(spared) == len(order) or is_enough(self._sparing(spared)):
+            return spared
+        return fewest(order, len(spared) + 1, is_enough)
 
     def _sparing(self, layers: Sequence[int]) -> Bits:
         return {name: self.spared_bits for i in layers for name in self.layers[i].nodes}

@@ -24,7 +24,8 @@ def print_losses(record: Mapping[str, Any]) -> None:
         if stage["layers"]:
             out.print(_layers(stage))
             out.print(
-                "[dim]alone: the loss when only this layer is approximated, on the first images[/]"
+                "[dim]alone: the loss when only this layer is approximated, "
+                "on the first images that calibrate[/]"
             )
 
 

@@ -25,14 +25,16 @@ LARGEST_NBYTES = 2**31 - 2**24
 
 @dataclass(frozen=True)
 class Evidence:
-    """Inputs to calibrate with, and a judge with other inputs.
+    """Inputs to calibrate with and to choose by, and a judge with other inputs.
 
-    `loss` of a model in memory is a number that is 0 for the model before; with `quick` from
-    fewer inputs: good enough to rank layers by.
+    `loss` of a model in memory is a number that is 0 for the model before, on inputs that
+    calibrate; with `quick` on fewer of them: good enough to rank layers by. `judged` is the loss
+    that will be reported: what is chosen by it is no longer judged by inputs that it has not seen.
     """
 
     calibration: Sequence[Feeds]
     loss: Callable[[onnx.ModelProto, bool], float]
+    judged: Callable[[onnx.ModelProto], float]
     progress: Callable[[str, int, int], None] = field(default=lambda _what, _done, _total: None)
 
 
@@ -61,7 +63,7 @@ def told(tool: str) -> Iterator[None]:
 
 def embedded(graph: Graph) -> onnx.ModelProto:
     """The graph with all of its weights inside. Raises UserError where that is too large."""
-    weights = {t.name: t._values for t in graph.constants()}
+    weights = {t.name: t._values for t in graph.initializers()}
     nbytes = sum(int(weight.nbytes) for weight in weights.values())
     if nbytes > LARGEST_NBYTES:
         raise UserError(
@@ -119,7 +121,7 @@ def taken_over(model: onnx.ModelProto, before: Graph) -> Graph:
 
     `model` is edited on the way.
     """
-    kept = {t.name: t._values for t in before.constants()}
+    kept = {t.name: t._values for t in before.initializers()}
     same = {
         tensor.name: kept[tensor.name]
         for tensor in model.graph.initializer

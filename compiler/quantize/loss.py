@@ -29,6 +29,9 @@ DELTA = 1.25
 Runner = Callable[[Feeds], Mapping[str, NDArray[Any]]]
 """Runs a model: arrays by the outputs' names from arrays by the inputs' names."""
 
+Judged = Mapping[str, tuple[Feeds, Mapping[str, NDArray[Any]]]]
+"""By the images' names: inputs of a model, and the outputs that are expected of them."""
+
 
 @dataclass(frozen=True)
 class ImageLoss:
@@ -106,7 +109,7 @@ def depth_loss(
     return loss_of(run, {name: (feeds, expected(feeds)) for name, feeds in images.items()})
 
 
-def loss_of(run: Runner, judged: Mapping[str, tuple[Feeds, Mapping[str, NDArray[Any]]]]) -> Loss:
+def loss_of(run: Runner, judged: Judged) -> Loss:
     """The loss of a model against expected outputs, by the images' names."""
     return Loss(
         tuple(image_loss(name, run(feeds), wanted) for name, (feeds, wanted) in judged.items())

@@ -14,7 +14,7 @@ from compiler.targets.emulate import emulate
 def npu_loss(
     reference: Path, candidate: Path, photo: Path, chip: Chip, progress: Progress
 ) -> tuple[Loss, Loss]:
-    """What `candidate` loses against `reference` in float32: on the NPU's numerics, and here.
+    """What `candidate` loses against `reference` in float32: on the NPU's numerics, and as written.
 
     Minutes: the emulator computes on one core. Raises UserError where its wheel is missing.
     """
@@ -22,6 +22,6 @@ def npu_loss(
     expected = {"map": depth_of(reference, photo)}
     on_npu, here = (
         Loss((image_loss(photo.name, {"map": values}, expected),))
-        for values in (emulation.npu, emulation.float32)
+        for values in (emulation.npu, depth_of(candidate, photo))
     )
     return on_npu, here

@@ -34,12 +34,12 @@ def sensitivities(
     return found
 
 
-def fewest_spared(count: int, is_met: Callable[[int], bool]) -> int:
-    """The least number of the worst layers to spare, of `count`, by bisection.
+def fewest_spared(least: int, most: int, is_met: Callable[[int], bool]) -> int:
+    """The least number of the worst layers to spare, from `least` to `most`, by bisection.
 
-    More spared layers are taken to lose less. That all of them do is not asked.
+    More spared layers are taken to lose less. That `most` do is not asked.
     """
-    low, high = 1, count
+    low, high = least, most
     while low < high:
         middle = (low + high) // 2
         if is_met(middle):

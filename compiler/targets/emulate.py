@@ -24,6 +24,7 @@ from compiler.progress import Progress, nothing
 from compiler.targets.chips import Chip
 from compiler.targets.htp import CpuNode, refused_nodes, require_wheel, run_provider
 from compiler.verify.measure import Error, compare
+from compiler.verify.whole import Float32Model
 
 # Measured with onnxruntime-qnn 2.7.0, which emulates on one core.
 EMULATED_GFLOP_A_SECOND = 0.5
@@ -49,7 +50,7 @@ def emulate(model: Path, photo: Path, chip: Chip, progress: Progress = nothing) 
     Raises UserError where the wheel is missing or the model isn't from one image to one map.
     """
     require_wheel()
-    float32 = depth_of(model, photo)
+    float32 = depth_of(model, photo, Float32Model(model, optimized=True))
     expected = expected_seconds(model)
     left: list[CpuNode] = []
 

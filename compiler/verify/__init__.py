@@ -139,7 +139,7 @@ class Verifier:
         for step in self._uncompared[:-1]:
             inputs = self._inputs(step.signature)
             actual = Float32Model(step.after.path)(inputs)
-            proof = judge(actual, step.reference(inputs), self._float32_bound())
+            proof = judge(actual, step.reference(inputs), self._float32_bound(), noise=self._least)
             rungs = self._report(step.after, "float32", proof)
             self._require(rungs, step.last, step.after, step.pass_)
 
@@ -220,7 +220,8 @@ class Verifier:
         plain = memoized(Float32Model(stage.path))
         optimized = Float32Model(stage.path, optimized=True)
         bound = self._float32_bound()
-        proofs = [judge(model(inputs), expected, bound) for model in (plain, optimized)]
+        proofs = [judge(model(inputs), expected, bound, noise=self._least)
+                  for model in (plain, optimized)]  # fmt: skip
         if self._mode != "final":
             self._float32 = plain
             self._changed_ops = set()
@@ -242,8 +243,8 @@ class Verifier:
         model = self._with_progress(stage.path, what, len(stage.graph.nodes))
         try:
             natural = self._inputs()
-            proof = judge(model(natural), self._float64(natural), bound)
-            images = battery(self._signature.inputs) if is_last and proof.status == "pass" else {}
+            proof = judge(model(natural), self._float64(natural), bound, noise=bound)
+            images = battery(self._signature.inputs) if is_last and proof.status != "fail" else {}
             for name, image in images.items():
                 if not agrees(model(image), self._float64(image), bound):
                     return Proof("fail", math.inf, bound, f"on the image {name!r}")
@@ -259,7 +260,7 @@ class Verifier:
         except (UnsupportedInFloat64, *REFUSALS):  # generated integers may not fit
             return math.nan
         try:
-            return distance(self._float32(inputs), exact)
+            return distance(self._float32(inputs), exact, self._least)
         except UserError as reason:
             return self._no_run(reason).error
 

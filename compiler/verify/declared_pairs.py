@@ -25,6 +25,7 @@ from compiler.verify.proof import (
     evaluate_region,
     flat_box,
     image_like_inputs,
+    optional_values,
     random_inputs,
     with_sizes,
 )
@@ -52,7 +53,7 @@ def pair_of_declared(
     assert static.after is not None
     inputs: Values = dict(image_like_inputs(static.after.inputs, seed))
     if not static.calls:
-        return _pair_of_batch(static, pass_, inputs, bound)
+        return _pair_of_batch(static, pass_, inputs, optional_values(static, seed), bound)
     for f in (black_box(static), partial(flat_box, static.before.outputs)):
         found = _pair_of_plugs(static, pass_, f, inputs, bound)
         if found is not None:
@@ -194,12 +195,13 @@ def node_pair(
 
 
 def _pair_of_batch(
-    rewrite: Rewrite, pass_: DeclaredPass[Any], inputs: Values, bound: float
+    rewrite: Rewrite, pass_: DeclaredPass[Any], inputs: Values, optional: Values, bound: float
 ) -> Pair | None:
     """From what holds the values of every call of the oracle, to what should and does not."""
     assert rewrite.before is not None
     calls, recorded = _recorded(partial(evaluate_region, rewrite.old))
-    expected = pass_.expected(recorded, inputs, rewrite.before)
+    expected = pass_.expected(lambda x: recorded({**optional, **x}), inputs, rewrite.before)
+    inputs = {**optional, **inputs}
     references = [_reference(rewrite.old, call) for call in calls]
     values = _new_values(rewrite.new, inputs, references)
     known = dict(inputs)

@@ -31,7 +31,7 @@ from compiler.verify.blindness import blind_softmax, probabilities_of
 from compiler.verify.float64 import evaluate
 from compiler.verify.inputs import cut_input, natural_image
 from compiler.verify.kernels.call import UnsupportedInFloat64
-from compiler.verify.measure import Error, compare
+from compiler.verify.measure import FLOAT64_NOISE, Error, compare
 from compiler.verify.sizes import Sizes, guessed_sizes, is_static
 
 Status = Literal["pass", "fail", "UNVERIFIED"]
@@ -218,12 +218,14 @@ def judge(
     bound: float,
     *,
     settled: Collection[str] = (),
+    noise: float = FLOAT64_NOISE,
 ) -> Proof:
     """The verdict over all outputs; a vacuous comparison is never a pass.
 
-    The outputs named in `settled` depend on nothing that could have been chosen otherwise.
+    The outputs named in `settled` depend on nothing that could have been chosen otherwise; what
+    spreads by no more than `noise` does so by rounding.
     """
-    errors = {name: compare(actual[name], expected[name]) for name in expected}
+    errors = {name: compare(actual[name], expected[name], noise) for name in expected}
     name = max(errors, key=lambda key: errors[key].centred_l2)
     worst = errors[name]
     if not worst.centred_l2 <= bound:
@@ -294,10 +296,10 @@ def _prove_declared(rewrite: Rewrite, pass_: DeclaredPass[Any], bound: float, se
         difference = difference_of_copy(original, copy, plugs, call.outputs)
         if difference is not None:
             return Proof("fail", float("inf"), bound, f"the copy is not the network: {difference}")
-    f = black_box(rewrite) if rewrite.calls else partial(evaluate_region, rewrite.old)
+    f, optional = _network(rewrite, seed)
     inputs = image_like_inputs(rewrite.after.inputs, seed)
     expected = pass_.expected(f, inputs, rewrite.before)
-    actual = _run_plugged(rewrite, f, inputs)
+    actual = _run_plugged(rewrite, f, {**optional, **inputs})
     proof = judge(actual, {name: expected[name] for name in rewrite.after.outputs}, bound)
     if proof.status == "pass" and rewrite.calls:
         # What a pass does to a map without any contrast is a case of its own.
@@ -306,6 +308,22 @@ def _prove_declared(rewrite: Rewrite, pass_: DeclaredPass[Any], bound: float, se
         without_contrast = judge(_run_plugged(rewrite, flat, inputs), expected, bound)
         return without_contrast if without_contrast.status == "fail" else proof
     return proof
+
+
+def _network(rewrite: Rewrite, seed: int) -> tuple[Function, dict[str, Any]]:
+    """The network that new nodes surround, or are on a batch: its optional inputs have values."""
+    if rewrite.calls:
+        return black_box(rewrite), {}
+    optional = optional_values(rewrite, seed)
+    return lambda given: evaluate_region(rewrite.old, {**optional, **given}), optional
+
+
+def optional_values(rewrite: Rewrite, seed: int) -> dict[str, Any]:
+    """Random values for what a network reads beside the inputs that its signature names."""
+    assert rewrite.before is not None
+    named = rewrite.before.inputs
+    types = {name: kind for name, kind in rewrite.old.inputs.items() if name not in named}
+    return random_inputs(types, rewrite.place, seed)
 
 
 def image_like_inputs(types: Mapping[str, TensorType], seed: int) -> dict[str, Float64]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from compiler.building import run_pass
-from compiler.components import meaning, node_key
+from compiler.components import Values, meaning, node_key
 from compiler.graph import Graph
 from compiler.region import Region, TensorType, whole
 from compiler.rewrite import (
@@ -111,13 +111,21 @@ def record_faults(before: Path, after: Path, pass_: Pass, rewrites: Sequence[Rew
 
 
 def _changed_semantics(before: Graph, after: Graph, pass_: Pass) -> list[str]:
-    """What would change the meaning of nodes that look the same: opsets and local functions."""
+    """What changes the meaning of nodes that look the same: opsets, functions, defaults."""
     old, new = before.opsets, after.opsets
     opsets = [f"{d or 'ai.onnx'} {v} → {new[d]}" for d, v in old.items()
               if new.get(d, v) not in (v, _declared(pass_, d, v))]  # fmt: skip
     faults = [f"{pass_.name} changed the opset {change}" for change in opsets]
-    same = before.functions() == after.functions()
-    return faults if same else [*faults, f"{pass_.name} changed the model's functions"]
+    if before.functions() != after.functions():
+        faults.append(f"{pass_.name} changed the model's functions")
+    if _defaults(before) != _defaults(after):
+        faults.append(f"{pass_.name} changed the optional inputs or their defaults")
+    return faults
+
+
+def _defaults(graph: Graph) -> dict[str, tuple[TensorType, Values]]:
+    return {t.name: (TensorType.of(t), Values(graph.defaults[t.name]._values))
+            for t in graph.optional_inputs}  # fmt: skip
 
 
 def _declared(pass_: Pass, domain: str, version: int) -> int:

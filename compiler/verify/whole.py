@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -15,7 +15,8 @@ from onnx import TensorProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from compiler.errors import UserError
-from compiler.graph import Graph
+from compiler.graph import Graph, infer_shapes
+from compiler.quantize.evidence import rounding
 from compiler.region import TensorType, whole
 from compiler.rewrite import Float64, Function
 from compiler.verify.float64 import UnsupportedInFloat64, evaluate
@@ -23,7 +24,7 @@ from compiler.verify.inputs import image_inputs
 from compiler.verify.measure import compare
 from compiler.verify.proof import image_like_inputs
 from compiler.verify.sizes import Sizes, is_static, likely_sizes
-from compiler.weights import onnx_type_of
+from compiler.weights import Weight, onnx_type_of
 
 # A rewritten float32 model may be this many times as far from its reference as the source model is
 # from its own float64 values: both sides round, and a folded constant rounds once more.
@@ -40,6 +41,8 @@ MOST_NOISE = 0.1
 RESIZE_BOUND = 2.0**-15
 
 ort.set_default_logger_severity(3)
+# Where the external weights of a model are that is given as bytes.
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _LOAD_ERRORS = (ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph,
                 ort_errors.InvalidProtobuf, ort_errors.NotImplemented,
                 ort_errors.RuntimeException)  # fmt: skip
@@ -48,32 +51,41 @@ _LOAD_ERRORS = (ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidG
 class Float32Model:
     """A model in onnxruntime on the CPU: as written, or as users run it (optimized).
 
+    What is float16 is computed in float32 all the same, unless every result is to be `rounded`.
     Raises UserError for a model that onnxruntime can't load, or can't run on given inputs.
     """
 
-    def __init__(self, path: Path, *, optimized: bool = False) -> None:
+    def __init__(self, path: Path, *, optimized: bool = False, rounded: bool = False) -> None:
         self._path = path
+        model = _rounding(path).SerializeToString() if rounded else str(path)
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what it refuses is raised, and told once
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
         )
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
         providers = ["CPUExecutionProvider"]
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=providers)
+            self._session = ort.InferenceSession(model, options, providers=providers)
         except _LOAD_ERRORS as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path}: onnxruntime can't load it: {reason}") from error
         self.outputs = [output.name for output in self._session.get_outputs()]
-        self._types = {
-            i.name: _NUMPY_TYPES.get(i.type, np.float32) for i in self._session.get_inputs()
-        }
+        self._types, self._optional = (
+            {i.name: _NUMPY_TYPES.get(i.type, np.float32) for i in found}
+            for found in (self._session.get_inputs(), self._session.get_overridable_initializers())
+        )
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Float64]:
-        """Runs the model; inputs are rounded to the model's types, outputs come as float64."""
+        """Runs the model; inputs are rounded to the model's types, outputs come as float64.
+
+        Optional inputs that are not among `inputs` have their defaults.
+        """
+        given = {name: kind for name, kind in self._optional.items() if name in inputs}
         feeds: dict[str, Any] = {
-            name: np.asarray(inputs[name]).astype(kind) for name, kind in self._types.items()
+            name: np.asarray(inputs[name]).astype(kind)
+            for name, kind in {**self._types, **given}.items()
         }
         try:
             values = self._session.run(self.outputs, feeds)
@@ -86,14 +98,27 @@ class Float32Model:
         }
 
 
+def _rounding(path: Path) -> onnx.ModelProto:
+    return rounding(infer_shapes(onnx.load(path, load_external_data=False)))
+
+
 def float64_model(graph: Graph, on_node: Callable[[int], None] | None = None) -> Function:
-    """The whole graph as a function in float64; raises UnsupportedInFloat64 when it is called."""
+    """The whole graph as a function in float64; raises UnsupportedInFloat64 when it is called.
+
+    Optional inputs that it isn't given have their defaults, as in onnxruntime.
+    """
     region = whole(graph)
 
     def run(inputs: Mapping[str, Float64]) -> dict[str, Float64]:
         constants = region.exact_constants()
+        defaults = {name: cast(Weight, t._values).exact() for name, t in graph.defaults.items()}
         return evaluate(
-            region.nodes, constants, inputs, list(region.outputs), region.opsets, on_node=on_node
+            region.nodes,
+            constants,
+            {**defaults, **inputs},
+            list(region.outputs),
+            region.opsets,
+            on_node=on_node,
         )
 
     return run
@@ -171,9 +196,14 @@ def agrees(actual: Mapping[str, Any], expected: Mapping[str, Any], bound: float)
     """Whether max|d| ≤ bound · max|b|, with NaN and infinities in the same places.
 
     For images whose maps may have no contrast, where a centred error would divide by rounding.
+    What is no real number has to be equal.
     """
     for name, b in expected.items():
         a, finite = actual[name], np.isfinite(b)
+        if b.dtype.kind != "f":
+            if not np.array_equal(a, b):
+                return False
+            continue
         if a.shape != b.shape or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
             return False
         scale = np.abs(b[finite]).max(initial=0.0)
@@ -190,9 +220,9 @@ def least_bound(graph: Graph) -> float:
     return LEAST_ROUNDINGS * narrowest
 
 
-def distance(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
-    """The worst centred relative L2 over the outputs."""
-    return max(compare(actual[name], expected[name]).centred_l2 for name in expected)
+def distance(actual: Mapping[str, Any], expected: Mapping[str, Any], least: float) -> float:
+    """The worst centred relative L2 over the outputs; see `least_bound` for `least`."""
+    return max(compare(actual[name], expected[name], least).centred_l2 for name in expected)
 
 
 def float32_bound(noise: float, least: float) -> float:

@@ -476,8 +476,36 @@ def test_a_second_run_finds_nothing(into):
 @pytest.mark.parametrize("into", ["batchnorm", "conv"])
 def test_a_scale_that_its_type_cannot_hold(into):
     text = model("y = Div(x, tiny)", "float[3,1,1] tiny = {1, 1e-39, 1}")
-    reason = "a scale or shift up to 'y' is too large for float[1×3×6×8]"
+    reason = "a scale or shift up to 'y' can't be held: 1e+39 is too large for float32"
     assert refusal(text, FoldNorm(into)) == reason
+
+
+HELD = "a scale or shift up to 'y' can't be held: "
+BEYOND = {
+    "a scale of 0": ("a = Mul(x, c) y = Mul(a, c)", "1e-30", f"{HELD}1e-60 is 0 in float32"),
+    "a shift": ("a = Sub(x, c) y = Mul(a, c)", "1e30", f"{HELD}-1e+60 is too large for float32"),
+    "weights": ("a = Mul(x, c) y = Conv(a, w)", "2e38", "2e+39 is too large for float32"),
+    "weights of 0": ("a = Mul(x, c) y = Conv(a, v)", "1e-44", "9.81e-47 is 0 in float32"),
+    "a bias": ("a = Add(x, c) y = Conv(a, w)", "2e38", "2e+39 is too large for float32"),
+}
+
+
+@pytest.mark.parametrize(("body", "value", "reason"), BEYOND.values(), ids=BEYOND.keys())
+def test_values_that_their_type_cannot_hold(body, value, reason):
+    """They would be infinite, or 0, where the model's own are not."""
+    into, head = ("conv", CONV_HEAD) if "Conv" in body else ("batchnorm", HEAD)
+    if into == "conv":
+        reason = f"into=conv: the weights of Conv 'Conv_y' can't be held: {reason}"
+    constants = (f"float[3,1,1] c = {{1, {value}, 1}}, float[1,3,1,1] w = {{10, 10, 0}}, "
+                 "float[1,3,1,1] v = {0.01, 0.01, 0}")  # fmt: skip
+    assert refusal(model(body, constants, head), FoldNorm(into)) == reason
+
+
+@pytest.mark.parametrize(("into", "std"), [("batchnorm", 1e-37), ("conv", 1e-37), ("conv", 1e37)])
+def test_a_scale_near_the_end_of_its_type_is_folded(into, std):
+    constants = f"float[3,1,1] std = {{1, {std}, 1}}, float[4,3,3,3] w"
+    result = applied(model("a = Div(x, std) y = Conv(a, w)", constants, CONV_HEAD), FoldNorm(into))
+    assert result.reasons == []
 
 
 BODIES = {

@@ -467,6 +467,15 @@ def test_refuses_infinity():
     assert refusal_with(SCALAR.format("float"), "c", np.inf) == "Mul's constant 'c' is not finite"
 
 
+def test_refuses_a_channel_that_would_vanish():
+    """Of the whole tensor it would be nothing that shows in a norm; of its channel it is all."""
+    text = """g (float[3,2] x) => (float[3,2] y) <float[2,2] w = {1e-6, 1e-6, 1e-6, 1e-6},
+        float[2] c = {1, 1e-40}> { a = MatMul(x, w) y = Mul(a, c) }"""
+    assert "'w' times its scale does not fit: 1e-46 is 0 in float32" in refusal(text, ALL)
+    held = text.replace("1e-40", "1e-37")
+    assert applied(held, ALL).ops == ["MatMul"]
+
+
 @pytest.mark.parametrize("scale", [6e4, 1e-7])
 def test_refuses_what_float16_can_not_hold(scale):
     reason = refusal_with(SCALAR.format("float16"), "c", scale)

@@ -191,6 +191,47 @@ def test_a_folder_of_photos_calibrates_and_judges(source, tmp_path):
     assert list(Images(folder).calibration(graph)) == ["0.png", "2.png", "4.png"]
 
 
+def write_photos(folder, brightness):
+    """Photos 0.png, 1.png …: what is natural, darkened or not."""
+    folder.mkdir()
+    for seed, factor in enumerate(brightness):
+        pixels = natural_image((1, 3, 40, 40), seed)[0].transpose(1, 2, 0)
+        Image.fromarray((factor * pixels).astype("uint8")).save(folder / f"{seed}.png")
+    return folder
+
+
+def spared_with(source, tmp_path, judging, bound, count=6):
+    """The stage of a build whose photos that judge are darkened by a factor."""
+    folder = write_photos(tmp_path / f"photos {judging}", [1, judging] * (count // 2))
+    passes = f"quantize:activations=8:max_loss={bound}"
+    (*_, stage) = build(source, passes, tmp_path / "b", images=folder)
+    assert stage.report.loss["value"] <= bound
+    return stage
+
+
+@pytest.mark.parametrize("count", [2, 6], ids=["one photo each", "three photos each"])
+def test_photos_that_judge_do_not_choose_the_layers(source, tmp_path, count):
+    tables = [
+        spared_with(source, tmp_path, judging, 0.0021, count).report.layers for judging in (1, 0.7)
+    ]
+    assert tables[0] == tables[1]
+    assert any(row["spared_bits"] for row in tables[0])
+
+
+def test_photos_that_judge_only_ask_for_more_layers_in_the_same_order(source, tmp_path):
+    few, more = (spared_with(source, tmp_path, judging, 0.002) for judging in (1, 0.5))
+    alone = [row["loss"] for row in few.report.layers]
+    assert [row["loss"] for row in more.report.layers] == alone
+    counts = []
+    for stage in (few, more):
+        spared = {row["loss"] for row in stage.report.layers if row["spared_bits"]}
+        assert spared == set(sorted(alone)[-len(spared) :])
+        counts.append(len(spared))
+    assert counts[0] < counts[1] < len(alone)
+    assert len(few.report.notes) == 1
+    assert re.search(r"lost AbsRel 0.0021 .* more than max_loss=0.002: more", more.report.notes[1])
+
+
 @pytest.mark.parametrize(("count", "problem"), [(0, "no photos "), (1, "1 photo ")])
 def test_a_folder_of_too_few_photos_is_refused(source, tmp_path, count, problem):
     for number in range(count):

@@ -49,7 +49,7 @@ def test_the_fewest_that_meet_the_bound(needed):
         asked.append(count)
         return count >= needed
 
-    assert fewest_spared(7, is_met) == needed
+    assert fewest_spared(1, 7, is_met) == needed
     assert len(asked) <= 3
 
 

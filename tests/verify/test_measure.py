@@ -88,6 +88,52 @@ def test_a_wrong_constant_is_no_pass():
     assert compare(np.ones(3), np.zeros(3)) == Error(math.inf, math.inf)
 
 
+NOISY = {
+    "float64": (1e-14, 2.0**-53),
+    "float32": (16 * 2.0**-24, 2.0**-24),
+    "float16": (16 * 2.0**-11, 2.0**-11),
+}
+
+
+@pytest.mark.parametrize(("noise", "rounding"), NOISY.values(), ids=NOISY.keys())
+@pytest.mark.parametrize("value", [1.0, -3e5, 1e-300, 1e300])
+def test_what_rounding_makes_of_a_constant_is_vacuous_and_no_fault(noise, rounding, value):
+    steps = np.random.default_rng(0).integers(-4, 5, (2, 64))
+    actual, expected = value * (1 + rounding * steps)
+    for one, error in ((actual, 8 * rounding), (np.full(64, value), 4 * rounding), (expected, 0)):
+        found = compare(one, expected, noise)
+        assert found.centred_l2 <= error
+        assert found.vacuous.startswith("constant up to rounding: ")
+
+
+@pytest.mark.parametrize(("noise", "rounding"), NOISY.values(), ids=NOISY.keys())
+def test_another_constant_is_a_difference_though_both_are_rounded(noise, rounding):
+    steps = np.random.default_rng(0).integers(-4, 5, (2, 64))
+    actual, expected = 1 + rounding * steps
+    for wrong in (1.01, 1 + 100 * rounding, -1, 0, 2):
+        found = compare(wrong * actual, expected, noise)
+        assert found.centred_l2 == pytest.approx(abs(wrong - 1), rel=0.1)
+    one_wrong = actual.copy()
+    one_wrong[7] *= 1.5
+    assert compare(one_wrong, expected, noise).centred_l2 == pytest.approx(0.5 / 8, rel=0.01)
+
+
+@pytest.mark.parametrize(("noise", "rounding"), NOISY.values(), ids=NOISY.keys())
+def test_what_spreads_by_more_than_rounding_is_measured_by_its_spread(noise, rounding):
+    expected = 1 + 100 * rounding * np.arange(64) / 63
+    found = compare(expected[::-1], expected, noise)
+    assert found.centred_l2 == pytest.approx(2)
+    assert found.vacuous is None
+    assert compare(expected, expected, noise) == Error(0, 0)
+
+
+def test_a_mask_around_a_rounded_constant_shows_where_it_is():
+    mask = np.array([1.0, np.nextafter(1, 2), -np.inf, 1.0])
+    assert compare(mask.copy(), mask) == Error(0, 0)
+    assert compare(mask[::-1], mask).centred_l2 == math.inf
+    assert compare(np.array([1.0, 1.0, -np.inf, 1.0]), mask).vacuous is not None
+
+
 def test_a_single_value_is_measured_against_itself():
     assert compare(np.array(1.5), np.array(1.0)) == Error(0.5, 0.5)
     assert compare(np.array(1.5), np.array(1.5)) == Error(0, 0)
@@ -114,6 +160,7 @@ def test_non_finite_values_are_left_out_of_the_norms():
 
 def test_nothing_finite_or_nothing_at_all_is_vacuous():
     assert compare(np.full(2, np.nan), np.full(2, np.nan)).vacuous == "no value is finite"
+    assert compare(np.full(2, np.inf), np.full(2, np.inf)).vacuous == "no value is finite"
     assert compare(np.empty((0, 3)), np.empty((0, 3))).vacuous == "empty: there are no values"
 
 
