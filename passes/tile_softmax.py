@@ -10,8 +10,10 @@ with the Softmax, which a Reshape in between would prevent (39.6 → 62.2 ms).
 
 Measured on Depth Anything V2 Small, 518 (N = 1370, rows=10) | 350 (behind pad_tokens:multiple=20:
 N = 640, rows=20), simulated ms, behind fold_norm, split_heads, fold_scale and hoist_conv:
-IQ-9075 39.61 → 37.80 | 14.56 → 14.16, SA8797 14.69 → 15.42 | SA1 → SA2. It costs where the chip
-has memory enough: let `tune` or `build --target` decide.
+IQ-9075 39.61 → 37.80 | 14.56 → 14.16, SA8797 14.69 → 15.42 | 5.77 → 5.87. It costs where the chip
+has memory enough: let `tune` or `build --target` decide. What counts is how many rows the NPU takes
+at once, 8 times `rows` as long as they fit into 256 KiB: of 1370 keys 88 (rows=11) cost as much as
+64 (rows=8). split_queries makes tiles of queries that 11 divides: 36.83 ms.
 
 Contract: exact.
 """

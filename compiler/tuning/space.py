@@ -27,8 +27,8 @@ class Slot:
 
 FORMS = ("matmul", "conv", "turned")
 # Each pays on some chip and size (dedupe: where others leave equal nodes); in the best order found.
-# split_queries pays from thousands of tokens on: tiles of 352 and 256 cost 1 and 4 % more at 518,
-# which has 1370; of SAM's 4096 tiles of 2048, 1024 and 512 save 22, 15 and 13 %.
+# split_queries pays from thousands of tokens on: of SAM's 4096 tiles of 2048, 1024 and 512 save 22,
+# 15 and 13 %; of the 1370 at 518 two of 704 make full tiles of 11 rows for the Softmax.
 SLOTS = (
     Slot(("drop_nan_guard",)),
     Slot(("merge_axes",)),
@@ -37,13 +37,13 @@ SLOTS = (
     Slot(("join_products",)),
     Slot(("fold_norm:into=conv", "fold_norm")),
     Slot(("split_heads", "split_heads:group=2", "split_heads:group=3", "split_heads:merge=sum")),
-    Slot(("split_queries:tile=2048", "split_queries:tile=1024")),
+    Slot(("split_queries:tile=704:last=full", "split_queries:tile=2048")),
     Slot(("fold_scale",)),
     Slot(("hoist_conv",)),
     Slot(("fold_flip",)),
     Slot(("resize_as_matrix", *(f"resize_as_matrix:form={f}" for f in FORMS))),
     Slot(("pad_tokens", "pad_tokens:multiple=20")),
-    Slot(("tile_softmax", "tile_softmax:rows=20")),
+    Slot(("tile_softmax:rows=11", "tile_softmax", "tile_softmax:rows=20")),
     Slot(("squeeze_first",)),
     Slot(("dedupe",)),
 )
