@@ -79,10 +79,15 @@ class Sum:
         return str(self.node.outputs[0].name)
 
     @property
+    def equation(self) -> str:
+        """What it says; ONNX requires it."""
+        return str(self.node.attrs.get("equation", ""))
+
+    @property
     def letters(self) -> Letters:
-        """What its equation says; of one without an arrow nothing is known of the result."""
-        terms, _, result = self.node.attrs["equation"].replace(" ", "").partition("->")
-        left, right = terms.split(",")
+        """Those of its equation; of one without an arrow nothing is known of the result."""
+        terms, _, result = self.equation.replace(" ", "").partition("->")
+        left, _, right = terms.partition(",")
         return Letters(left, right, result)
 
     def sizes(self) -> dict[str, int]:
@@ -114,12 +119,15 @@ class EinsumAsMatmul(LocalPass[Sum]):
     def guard(self, graph: Graph, match: Sum) -> str | None:
         """Refuses sums that are no product of matrices, sizes that are open, whole numbers."""
         if not match.letters.is_product:
-            equation = match.node.attrs["equation"]
-            return f"{match.place!r} is no product of matrices in a batch: Einsum '{equation}'"
-        for tensor in match.node.inputs:
+            what = f"Einsum '{match.equation}'"
+            return f"{match.place!r} is no product of matrices in a batch: {what}"
+        terms = (match.letters.left, match.letters.right)
+        for tensor, term in zip(match.node.inputs, terms, strict=True):
             kind, shape = TensorType.of(tensor), static_shape(tensor)
             if shape is None or 0 in shape or not kind.is_float:
                 return f"{tensor.name!r} is {kind}, not floats of a fixed shape"
+            if len(shape) != len(term):
+                return f"{tensor.name!r} is {kind}, which has not the axes {term!r}"
         sizes = match.sizes()
         for k, n in zip(match.letters.left, match.node.inputs[0].shape, strict=True):
             if n != sizes[k]:
