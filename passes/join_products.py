@@ -91,6 +91,8 @@ class JoinProducts(LocalPass[Products]):
 
     def guard(self, graph: Graph, match: Products) -> str | None:
         """Refuses other readers, what is no matrices, sums within them, and large factors."""
+        if graph.opset < 8:
+            return f"opset {graph.opset} has no Expand (8 and later do)"
         for product in match.products:
             (term,) = product.outputs
             if not _is(product, "MatMul"):
@@ -115,8 +117,8 @@ class JoinProducts(LocalPass[Products]):
         builder = Builder(graph, match.place)
         (a, b), (c, d) = (product.inputs for product in match.products)
         left, right = match.joined()
-        x = _side_by_side(builder, [a, c], left, len(left) - 1)
-        y = _side_by_side(builder, [b, d], right, len(right) - 2)
+        x = _side_by_side(graph, builder, [a, c], left, len(left) - 1)
+        y = _side_by_side(graph, builder, [b, d], right, len(right) - 2)
         total = builder.node("MatMul", [x, y], static_shape(match.result))
         return Replacement(builder, [(match.result, total)])
 
@@ -125,12 +127,18 @@ def _is(node: Node | None, op: str) -> bool:
     return node is not None and node.op == op and is_standard(node)
 
 
-def _side_by_side(builder: Builder, tensors: list[Tensor], shape: Shape, axis: int) -> Tensor:
+def _side_by_side(
+    graph: Graph, builder: Builder, tensors: list[Tensor], shape: Shape, axis: int
+) -> Tensor:
     """Two tensors along an axis, repeated over the batch where only the other is there for all."""
     repeated = [
         _expanded(builder, tensor, (*shape[:-2], *(static_shape(tensor) or ())[-2:]))
         for tensor in tensors
     ]
+    values = [known for tensor in repeated if (known := graph.exact(tensor)) is not None]
+    if len(values) == len(repeated):
+        how = " beside ".join(tensor.name for tensor in tensors)
+        return builder.constant(np.concatenate(values, axis), tensors[0].dtype, how)
     return builder.node("Concat", repeated, shape, axis=axis)
 
 
