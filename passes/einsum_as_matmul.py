@@ -163,6 +163,8 @@ def _arranged(
     graph: Graph, builder: Builder, tensor: Tensor, order: list[int], shape: Shape
 ) -> Tensor:
     """An operand with its axes in another order, then in another shape; a constant stays one."""
+    if order == sorted(order) and static_shape(tensor) == shape:
+        return tensor
     values = graph.exact(tensor)
     if values is not None:
         turned = values.transpose(order).reshape(shape)
