@@ -100,8 +100,8 @@ class Attending:
     def operands(self) -> list[Tensor]:
         """What the scores are products of: queries and keys, as the products read them.
 
-        Not those beside which relative positions stand (see join_products): the positions are
-        products of them, and as wide.
+        Not what a Concat makes of several: relative positions that stand beside queries (see
+        join_products) are products of them, and wider than they.
         """
         if self.is_whole_op:
             return list(self.softmax.inputs[:2])

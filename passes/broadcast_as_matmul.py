@@ -86,10 +86,11 @@ class Broadcast:
         return math.prod(self.lengths(term)[1])
 
     def shared(self, terms: Sequence[Tensor]) -> Shape | None:
-        """The axes in front of the values of all terms, if they had them before axes of one."""
+        """The few axes in front of the values of all terms, if all had them before axes of one."""
         front = self.lengths(terms[0])[0]
         had = [_had(term, (*front, self.count(term))) for term in terms]
-        return None if any(tensor is None for tensor in had) else front
+        is_left = len(front) >= MOST_AXES or any(tensor is None for tensor in had)
+        return None if is_left else front
 
     def matrix(self, term: Tensor) -> Array:
         """A row for each value that is broadcast, with ones in the columns that it is added in."""

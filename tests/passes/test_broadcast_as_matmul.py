@@ -76,6 +76,16 @@ def check(result, tmp_path):
     assert error_in_float32(result, BroadcastAsMatmul(), tmp_path) < 1e-6
 
 
+def test_products_of_five_axes_are_joined_with_fewer(tmp_path):
+    text = summed(BOTH, data="float[1,2,2,3,5] x")
+    result = applied(text, BroadcastAsMatmul())
+    assert sorted(result.ops) == sorted([*PRODUCT, "Reshape"])
+    (join,) = [node for node in result.graph.nodes if node.op == "Concat"]
+    assert static_shape(join.outputs[0]) == (2, 6, 7)
+    assert [proof.status for proof in proofs(result, BroadcastAsMatmul())] == ["pass"]
+    assert error_in_float32(result, BroadcastAsMatmul(), tmp_path) < 1e-6
+
+
 def test_the_matrix_repeats_rows_and_tiles_columns():
     result = applied(summed(BOTH), BroadcastAsMatmul())
     ones = result.graph.values(result.graph.nodes[-1].inputs[1])
