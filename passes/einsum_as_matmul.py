@@ -10,8 +10,8 @@ some not at all: 'hwc,wkc->hwk', which split_heads makes of the one above, is le
 Constant operands are turned once, now.
 
 Measured on a windowed layer of SAM-B's image encoder at 1024×1024, behind merge_axes and together
-with broadcast_as_matmul, simulated ms: IQ-9075 231.00 → 62.31; before, 4 ops had no cost in the
-simulation, after it none. With the pipeline of tools/npu.toml SA8797 has 10.83.
+with broadcast_as_matmul, simulated ms: IQ-9075 231.00 → 60.62; before, 4 ops had no cost in the
+simulation, after it none. With the pipeline of tools/npu.toml SA8797 has 10.97.
 
 Contract: algebraic.
 """
