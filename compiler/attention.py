@@ -98,7 +98,11 @@ class Attending:
 
     @property
     def operands(self) -> list[Tensor]:
-        """What the scores are products of: queries and keys, as the products read them."""
+        """What the scores are products of: queries and keys, as the products read them.
+
+        Not what a Concat makes of several: relative positions that stand beside queries (see
+        join_products) are products of them, and wider than they.
+        """
         if self.is_whole_op:
             return list(self.softmax.inputs[:2])
         found: dict[int, Node] = {}
@@ -108,7 +112,9 @@ class Attending:
             if node is not None and id(node) not in found:
                 found[id(node)] = node
                 pending += [] if node.op in _PRODUCTS else node.inputs
-        return [t for node in found.values() if node.op in _PRODUCTS for t in node.inputs]
+        products = [node for node in found.values() if node.op in _PRODUCTS]
+        read = [(t, producer_of(t)) for node in products for t in node.inputs]
+        return [t for t, node in read if node is None or node.op != "Concat"]
 
     def fault(self, graph: Graph) -> str | None:
         """Why it stays as it is: nothing is rewritten there, or no Softmax along the last axis."""

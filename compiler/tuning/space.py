@@ -27,8 +27,8 @@ class Slot:
 
 FORMS = ("matmul", "conv", "turned")
 # Each pays on some chip and size (dedupe: where others leave equal nodes); in the best order found.
-# split_queries pays from thousands of tokens on: of SAM's 4096 tiles of 2048, 1024 and 512 save 22,
-# 15 and 13 %; of the 1370 at 518 two of 704 make full tiles of 11 rows for the Softmax.
+# split_queries pays from thousands of tokens on: of SAM's 4096 tiles of 2048, 1024 and 704 save 23,
+# 19 and 14 %; of the 1370 at 518 two of 704 make full tiles of 11 rows for the Softmax.
 SLOTS = (
     Slot(("drop_nan_guard",)),
     Slot(("merge_axes",)),

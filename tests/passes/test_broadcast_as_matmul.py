@@ -14,7 +14,7 @@ CONSTANTS = (
     "int64[1] four = {4}, int64[1] last = {-1}, int64[1] second = {-2}, "
     "int64[3] flat = {2, 6, 12}, int64[5] deep = {2, 2, 3, 3, 4}, "
     "int64[5] low = {2, 2, 3, 3, 1}, int64[2] matrix = {12, 12}, int64[2] rows = {2, -1}, "
-    "int64[4] split = {2, 2, 3, 12}, float[2,2,3,3,1] mask"
+    "int64[2] tall = {-1, 5}, int64[4] split = {2, 2, 3, 12}, float[2,2,3,3,1] mask"
 )
 ROWS = "h = MatMul(x, table) a = Unsqueeze(h, last)"
 COLUMNS = "v = MatMul(x, wide) b = Unsqueeze(v, second)"
@@ -27,30 +27,34 @@ def summed(body: str, out: str = "float[2,6,12] y", data: str = "float[2,2,3,5] 
 
 BOTH = f"{ROWS} {COLUMNS} s = Add(a, b) y = Reshape(s, flat)"
 SCORES = "p = MatMul(x, far) r = Reshape(p, deep)"
-PRODUCT = ["MatMul", "MatMul", "Reshape", "Reshape", "Concat", "MatMul"]
+PRODUCT = ["MatMul", "MatMul", "Concat", "Reshape", "MatMul"]
 
 REWRITTEN = {
     "rows and columns": (BOTH, PRODUCT),
     "columns and rows": (BOTH.replace("Add(a, b)", "Add(b, a)"), PRODUCT),
     "onto scores": (
         f"{ROWS} {COLUMNS} {SCORES} q = Add(r, a) s = Add(q, b) y = Reshape(s, flat)",
-        ["MatMul", *PRODUCT[1:5], "MatMul", "MatMul", "Reshape", "Add"]),
+        [*PRODUCT, "MatMul", "Reshape", "Add"]),
     "scores last": (
         f"{ROWS} {COLUMNS} {SCORES} q = Add(a, b) s = Add(q, r) y = Reshape(s, flat)",
-        ["MatMul", *PRODUCT[1:5], "MatMul", "MatMul", "Reshape", "Add"]),
+        [*PRODUCT, "MatMul", "Reshape", "Add"]),
     "rows alone": (
         f"{ROWS} {SCORES} s = Add(a, r) y = Reshape(s, flat)",
         ["MatMul", "Reshape", "MatMul", "MatMul", "Reshape", "Add"]),
     "the same twice": (
         f"{ROWS} {COLUMNS} d = Add(a, a) s = Add(d, b) y = Reshape(s, flat)",
-        ["MatMul", "MatMul", "Reshape", "Reshape", "Reshape", "Concat", "MatMul"]),
+        PRODUCT),
     "in the shape that it had": (
         f"{ROWS} {COLUMNS} s = Add(a, b) z = Reshape(s, split) y = Reshape(z, flat)",
         ["MatMul", "MatMul", "Concat", "MatMul", "Reshape"]),
+    "one with other axes before": (
+        "z = Reshape(x, tall) h = MatMul(z, table) a = Reshape(h, low) "
+        f"{COLUMNS} s = Add(a, b) y = Reshape(s, flat)",
+        ["Reshape", "MatMul", "MatMul", "Reshape", "Reshape", "Concat", "MatMul"]),
     "turned before": (
         "h = MatMul(x, table) t = Transpose<perm=[0, 1, 2, 3]>(h) a = Unsqueeze(t, last) "
         f"{COLUMNS} s = Add(a, b) y = Reshape(s, flat)",
-        ["MatMul", "Transpose", "MatMul", "Reshape", "Reshape", "Concat", "MatMul"]),
+        [*PRODUCT, "Transpose"]),
 }  # fmt: skip
 
 
@@ -69,6 +73,16 @@ def check(result, tmp_path):
     assert proof.status == "pass"
     assert proof.error < 1e-14
     assert apply_pass(result.graph.copy(), BroadcastAsMatmul()).rewrites == []
+    assert error_in_float32(result, BroadcastAsMatmul(), tmp_path) < 1e-6
+
+
+def test_products_of_five_axes_are_joined_with_fewer(tmp_path):
+    text = summed(BOTH, data="float[1,2,2,3,5] x")
+    result = applied(text, BroadcastAsMatmul())
+    assert sorted(result.ops) == sorted([*PRODUCT, "Reshape"])
+    (join,) = [node for node in result.graph.nodes if node.op == "Concat"]
+    assert static_shape(join.outputs[0]) == (2, 6, 7)
+    assert [proof.status for proof in proofs(result, BroadcastAsMatmul())] == ["pass"]
     assert error_in_float32(result, BroadcastAsMatmul(), tmp_path) < 1e-6
 
 
@@ -137,6 +151,18 @@ REFUSED = {
     "what a mask is added to": (
         f"{ROWS} m = Exp(a) {COLUMNS} s = Add(m, b) y = Reshape(s, flat)", "float[2,6,12] y",
         "'m' is computed by Exp, no product: it may be infinite"),
+    "a mask that an Einsum moves": (
+        'm = Einsum<equation="ABCDE->ABCDE">(mask) '
+        f"{COLUMNS} s = Add(m, b) y = Reshape(s, flat)", "float[2,6,12] y",
+        "'m' is computed by Einsum, no product: it may be infinite"),
+    "a mask that a Gemm adds": (
+        "z = Reshape(x, tall) m = Reshape(mask, bias) h = Gemm(z, table, m) a = Reshape(h, low) "
+        f"{COLUMNS} s = Add(a, b) y = Reshape(s, flat)", "float[2,6,12] y",
+        "'a' is computed of 'm': it may be infinite"),
+    "infinite weights": (
+        f"h = MatMul(x, endless) a = Unsqueeze(h, last) {COLUMNS} s = Add(a, b) "
+        "y = Reshape(s, flat)", "float[2,6,12] y",
+        "'a' is computed of 'endless': it may be infinite"),
     "more than the last axis": (
         f"{ROWS} {COLUMNS} s = Add(a, b) y = Reshape(s, fours)",
         "float[36,4] y", "'b' is broadcast beyond the last axis of 'y'"),
@@ -158,7 +184,10 @@ REFUSED = {
 @pytest.mark.parametrize(("body", "out", "reason"), REFUSED.values(), ids=REFUSED.keys())
 def test_refusals(body, out, reason):
     text = summed(body, out).replace(
-        "<float", "<int64[2] fours = {-1, 4}, int64[2] sixes = {24, 6}, float", 1
+        "<float",
+        "<int64[2] fours = {-1, 4}, int64[2] sixes = {24, 6}, int64[2] bias = {12, 3}, "
+        f"float[5,1] endless = {{{', '.join(['inf', *'1234'])}}}, float",
+        1,
     )
     assert refusal(text, BroadcastAsMatmul()) == reason
 
@@ -168,6 +197,15 @@ def test_as_many_values_as_columns_are_left():
     text = text.replace("[5,3] table", "[5,2] table").replace("[5,4] wide", "[5,2] wide")
     text = text.replace("{2, 6, 12}", "{2, 6, 4}")
     reason = "'s' broadcasts 4 values to no more than 4"
+    assert refusal(text, BroadcastAsMatmul()) == reason
+
+
+def test_a_matrix_that_would_be_huge_is_left():
+    """It is not made to be counted, either: it would take 16 GB."""
+    text = summed(BOTH, "float[1,1,1000000] y", "float[1,1,1,5] x")
+    text = text.replace("[5,3] table", "[5,1000] table").replace("[5,4] wide", "[5,1000] wide")
+    text = text.replace("{2, 6, 12}", "{1, 1, 1000000}")
+    reason = "'s' broadcasts 2000 values to 1000000: the matrix is too large"
     assert refusal(text, BroadcastAsMatmul()) == reason
 
 

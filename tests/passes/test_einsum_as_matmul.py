@@ -1,9 +1,12 @@
 """An Einsum that multiplies matrices becomes a MatMul, and no other does."""
 
+from pathlib import Path
+
 import pytest
+from onnx import parser
 from running import applied, error_in_float32, proofs, refusal
 
-from compiler.graph import static_shape
+from compiler.graph import Graph, static_shape
 from compiler.rewrite import apply_pass
 from passes import einsum_as_matmul
 from passes.einsum_as_matmul import EinsumAsMatmul, Letters
@@ -69,6 +72,11 @@ def test_weights_are_turned_once():
     result = applied(einsum("bhwc,wkc->bhwk", weights=True), EinsumAsMatmul())
     product = result.graph.nodes[1]
     assert [static_shape(tensor) for tensor in product.inputs] == [(3, 7, 6, 4), (7, 4, 8)]
+
+
+def test_weights_that_are_matrices_stay():
+    result = applied(einsum("abc,cd->abd", weights=True), EinsumAsMatmul())
+    assert [tensor.name for tensor in result.graph.nodes[0].inputs] == ["x", "w"]
 
 
 @pytest.mark.parametrize("opset", [12, 13, 18, 22])
@@ -139,6 +147,28 @@ def test_refusals(text, reason):
     assert refusal(text, EinsumAsMatmul()) == reason
 
 
+INVALID = {
+    "too few axes": (einsum("bc,cd->bd").replace("[4, 5] w", "[4] w"),
+                     "'w' is float[4], which has not the axes 'cd'"),
+    "too many": (einsum("bc,cd->bd").replace("[3, 4] x", "[3, 4, 5] x"),
+                 "'x' is float[3×4×5], which has not the axes 'bc'"),
+    "one term": (einsum("bc,cd->bd").replace("bc,cd->bd", "bc->bc"),
+                 "'y' is no product of matrices in a batch: Einsum 'bc->bc'"),
+    "three terms": (einsum("bc,cd->bd").replace("bc,cd->bd", "bc,cd,de->be"),
+                    "'y' is no product of matrices in a batch: Einsum 'bc,cd,de->be'"),
+    "no equation": (einsum("bc,cd->bd").replace('<equation="bc,cd->bd">', ""),
+                    "'y' is no product of matrices in a batch: Einsum ''"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "reason"), INVALID.values(), ids=INVALID.keys())
+def test_what_the_checker_would_refuse_is_refused_with_a_reason(text, reason):
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    done = apply_pass(Graph(model, Path()), EinsumAsMatmul())
+    assert [refusal.reason for refusal in done.refusals] == [reason]
+    assert done.rewrites == []
+
+
 # -- planted faults --------------------------------------------------------------------------------
 
 
@@ -182,7 +212,7 @@ def sums_in_each_own_order(monkeypatch):
 
 FAULTS = {
     "the data is not turned": ("bhwc,wkc->bhwk", skipped("_transposed", 0)),
-    "the weights are not turned": ("bc,kc->bk", skipped("_transposed", 1)),
+    "the weights are not turned": ("bc,kc->bk", skipped("_transposed", 0)),
     "the result is not turned": ("bhwc,wkc->bhwk", skipped("_transposed", 2)),
     "turned the other way": ("iabc,bck->akbi", other_way),
     "summed in each operand's own order": ("bcd,dck->bk", sums_in_each_own_order),

@@ -75,6 +75,18 @@ def test_other_types_and_opsets(dtype, opset):
     assert [proof.status for proof in proofs(result, JoinProducts())] == ["pass"]
 
 
+def test_weights_are_joined_once(tmp_path):
+    """Of two factors that are constants, nothing is left to do when the model runs."""
+    text = "g (float[16,2] q, float[16,3] x) => (float[16,12] y) <float[2,12] k, float[3,12] e>"
+    result = applied(f"{text} {{ {BODY} }}", JoinProducts())
+    assert result.ops == ["Concat", "MatMul"]
+    check(result, tmp_path)
+
+
+def test_an_opset_without_expand():
+    assert refusal(added(), JoinProducts(), 7) == "opset 7 has no Expand (8 and later do)"
+
+
 REFUSED = {
     "a product is read elsewhere": (
         added(f"{BODY} z = Relu(r)", out="float[2,3,16,12] y, float[2,3,16,12] z"),
@@ -136,9 +148,9 @@ def swapped(axis: int):
     def plant(monkeypatch):
         right = join_products._side_by_side
 
-        def wrong(builder, tensors, shape, along):
+        def wrong(graph, builder, tensors, shape, along):
             turned = tensors[::-1] if along == len(shape) + axis else tensors
-            return right(builder, turned, shape, along)
+            return right(graph, builder, turned, shape, along)
 
         monkeypatch.setattr(join_products, "_side_by_side", wrong)
 
@@ -149,7 +161,7 @@ def other_factors(monkeypatch):
     """The first product counts twice."""
     right = join_products._side_by_side
     monkeypatch.setattr(
-        join_products, "_side_by_side", lambda b, t, *where: right(b, [t[0], t[0]], *where)
+        join_products, "_side_by_side", lambda g, b, t, *where: right(g, b, [t[0], t[0]], *where)
     )
 
 

@@ -204,6 +204,54 @@ def test_a_projection_is_not_repeated():
     assert (result.ops.count("Add"), result.ops.count("Transpose")) == (1, 4)
 
 
+RELATIVE = """g (float[1,6,4] x) => (float[1,6,4] y) <
+    float[4,4] wq, float[4,4] wk, float[4,4] wv, float[4] bq, float[2,4,2] rh, float[3,4,3] rw,
+    float[1,5,6] ones, float scale = {0.5}, int64[3] map = {2, 3, 4}, int64[3] rows = {1, 6, 2},
+    int64[3] columns = {1, 6, 3}> {
+    q0 = MatMul(x, wq) q = Add(q0, bq) k0 = MatMul(x, wk) k = Transpose<perm=[0, 2, 1]>(k0)
+    qs = Mul(q, scale) m = Reshape(q, map) h0 = MatMul(m, rh) h = Reshape(h0, rows)
+    t = Transpose<perm=[1, 0, 2]>(m) w0 = MatMul(t, rw) w1 = Transpose<perm=[1, 0, 2]>(w0)
+    w = Reshape(w1, columns) u = Concat<axis=2>(qs, h, w) e = Concat<axis=1>(k, ones)
+    s = MatMul(u, e) p = Softmax<axis=-1>(s) v = MatMul(x, wv) y = MatMul(p, v) }"""
+
+
+@pytest.mark.parametrize(
+    ("tile", "last", "cut"),
+    [(3, "short", {"q0"}), (4, "short", {"q0", "h", "w"}), (5, "full", {"q0", "h", "w", "cut"})],
+)
+def test_relative_positions_beside_the_queries_are_those_of_a_tile(tile, last, cut, tmp_path):
+    """Of a tile of whole rows of the map only the queries are cut, with all that is made of them.
+
+    What stands beside them would be as long as all tokens, and wider.
+    """
+    pass_ = SplitQueries(tile=tile, last=last)
+    result = applied(RELATIVE, pass_)
+    sliced = {n.inputs[0].name for n in result.graph.nodes if n.op == "Slice"}
+    assert {"cut" if "/" in name else name for name in sliced} == cut
+    (proof,) = proofs(result, pass_)
+    assert (proof.status, proof.error <= 1e-13) == ("pass", True)
+    assert error_in_float32(result, pass_, tmp_path) < 1e-4
+
+
+JOINED = {
+    "weights": ("float[1,7,2] own", "Concat<axis=2>(q1, own)", 6, {"q0"}),
+    "an input": ("float[1] none", "Concat<axis=2>(q1, beside)", 6, {"q0", "beside"}),
+    "its own part": ("float[1] none", "Concat<axis=2>(q1, q0)", 8, {"q0"}),
+    "itself": ("float[1] none", "Concat<axis=2>(q1, q1)", 8, {"q0"}),
+}
+
+
+@pytest.mark.parametrize(("weights", "join", "width", "cut"), JOINED.values(), ids=JOINED.keys())
+def test_what_is_joined_to_queries_is_cut_by_itself(weights, join, width, cut):
+    text = f"""g (float[1,7,4] x, float[1,7,2] beside, float[1,{width},7] k, float[1,7,5] v)
+        => (float[1,7,5] y) <float[4,4] wq, float[4] bq, {weights}> {{
+        q0 = MatMul(x, wq) q1 = Add(q0, bq) u = {join}
+        s = MatMul(u, k) p = Softmax<axis=-1>(s) y = MatMul(p, v) }}"""
+    result = applied(text, SplitQueries(tile=4))
+    assert {n.inputs[0].name for n in result.graph.nodes if n.op == "Slice"} == cut
+    assert [proof.status for proof in proofs(result, SplitQueries(tile=4))] == ["pass"]
+
+
 def test_a_projection_by_weights_that_were_cast_is_not_repeated():
     """As canonicalize folds them, they are stored in float16 here."""
     text = attention().replace("float[6,6] wq", "float16[6,6] hq")
