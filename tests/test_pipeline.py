@@ -18,7 +18,7 @@ def refused(text: str) -> str:
 
 FAULTS = {
     "unknown pass": ("split_head", "no pass 'split_head', did you mean 'split_heads'?"),
-    "unlike any pass": ("xyzzy", "no pass 'xyzzy' (known: canonicalize, "),
+    "unlike any pass": ("xyzzy", "no pass 'xyzzy' (known: broadcast_as_matmul, canonicalize, "),
     "unknown option": ("split_heads:gruop=2", "no option 'gruop', did you mean 'group'?"),
     "no options": ("canonicalize:fast=1", "no option 'fast' (known: none)"),
     "not a choice": ("split_heads:merge=mean", "merge=mean: must be one of concat, sum"),

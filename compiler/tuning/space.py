@@ -35,6 +35,7 @@ SLOTS = (
     Slot(("einsum_as_matmul",)),
     Slot(("broadcast_as_matmul",)),
     Slot(("join_products",)),
+    Slot(("scale_scores",)),
     Slot(("fold_norm:into=conv", "fold_norm")),
     Slot(("split_heads", "split_heads:group=2", "split_heads:group=3", "split_heads:merge=sum")),
     Slot(("split_queries:tile=704:last=full", "split_queries:tile=2048")),
@@ -54,9 +55,10 @@ GEMM = Slot(("linear_as_gemm",))
 # share their weights; a flip is folded into weights before padding cuts the tokens.
 ORDER = (
     "drop_nan_guard", "merge_axes", "einsum_as_matmul", "broadcast_as_matmul", "join_products",
-    "fold_norm", "split_heads", "split_queries", "fold_scale", "hoist_conv", "flip_average",
-    "fold_flip", "insert_resize", "range_output", "resize_as_matrix", "pad_tokens", "tile_softmax",
-    "squeeze_first", "dedupe", "linear_as_gemm", "float16", "quantize", "for_target",
+    "scale_scores", "fold_norm", "split_heads", "split_queries", "fold_scale", "hoist_conv",
+    "flip_average", "fold_flip", "insert_resize", "range_output", "resize_as_matrix", "pad_tokens",
+    "tile_softmax", "squeeze_first", "dedupe", "linear_as_gemm", "float16", "quantize",
+    "for_target",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The loopback service, the client's config that points to it, and a clock that sleeps no time."""
 
 import functools
+import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,12 +29,18 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch) -> Clock:
-    """Every `time.sleep` of this process (polling, backoff, retries) takes no time."""
+def clock(monkeypatch) -> Iterator[Clock]:
+    """Every `time.sleep` of this process (polling, backoff, retries) takes no time.
+
+    How long the client means to wait between two tries is drawn at random: the same each time.
+    """
     clock = Clock()
     monkeypatch.setattr(time, "sleep", clock.sleep)
     monkeypatch.setattr(time, "monotonic", clock.monotonic)
-    return clock
+    state = random.getstate()
+    random.seed(0)
+    yield clock
+    random.setstate(state)
 
 
 @pytest.fixture
