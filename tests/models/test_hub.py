@@ -32,7 +32,8 @@ def no_network(monkeypatch):
 
 
 def saved(folder, kind, processor=None, **config):
-    """A folder as `save_pretrained` writes it, and its model."""
+    """A folder as `save_pretrained` writes it, and its model: the same weights each time."""
+    torch.manual_seed(0)
     model = getattr(transformers, kind)
     model = model(model.config_class(**config))
     model.save_pretrained(folder)
