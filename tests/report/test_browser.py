@@ -108,7 +108,7 @@ def test_a_rewrite_opens_and_is_drawn(built, opened):
     article.locator("details.kind").evaluate("kind => { kind.open = false; }")
     article.locator("summary").click()
     after = article.locator("canvas[data-side=after]")
-    assert after.is_visible()
+    after.wait_for(state="visible")  # it is shown when the click has been told
     # Twelve boxes for six heads, and what flows in and out.
     page.wait_for_function("canvas => canvas.dataset.drawn === '14'", arg=after.element_handle())
     assert not is_blank(page, "#\\30 4_split_heads canvas[data-side=after]")
